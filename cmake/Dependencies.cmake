@@ -1,0 +1,40 @@
+# Libraries from Debian bookworm; `make` installs them (tools/install_packages.sh).
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
+
+# The package of FAISS ships no CMake config; a prefix built by tools/build_faiss.sh, when there is
+# one, comes first through CMAKE_PREFIX_PATH.
+find_path(FAISS_INCLUDE_DIR faiss/Clustering.h REQUIRED)
+find_library(FAISS_LIBRARY faiss REQUIRED)
+add_library(semkv_faiss_dependency INTERFACE)
+target_include_directories(semkv_faiss_dependency SYSTEM INTERFACE ${FAISS_INCLUDE_DIR})
+target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY})
+
+# GEMM of the reference engine.
+find_path(CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas x86_64-linux-gnu openblas-pthread
+          x86_64-linux-gnu/openblas-pthread REQUIRED)
+find_library(OPENBLAS_LIBRARY openblas REQUIRED)
+add_library(semkv_openblas_dependency INTERFACE)
+target_include_directories(semkv_openblas_dependency SYSTEM INTERFACE ${CBLAS_INCLUDE_DIR})
+target_link_libraries(semkv_openblas_dependency INTERFACE ${OPENBLAS_LIBRARY})
+
+# CUDA kernels arrive with the CUDA backend; until then say once what this build holds.
+find_program(SEMKV_NVCC nvcc)
+if(SEMKV_NVCC)
+  message(STATUS "semkv: host backend only (nvcc found, no CUDA kernels in this version)")
+else()
+  message(STATUS "semkv: nvcc not found, CUDA parts left out; the host backend is complete")
+endif()
+
+if(SEMKV_BUILD_TOOLS)
+  find_package(CLI11 REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+endif()
+if(SEMKV_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(SEMKV_BUILD_BENCHMARKS)
+  find_package(benchmark REQUIRED)
+endif()

@@ -1,0 +1,69 @@
+// Inverted lists as the retrieval operations see them: a view of one partition of one segment for
+// one (layer, selection head). Storage belongs to csrc/api; the operations only read.
+
+#ifndef SEMKV_OPS_RETRIEVAL_INVERTED_LISTS_H_
+#define SEMKV_OPS_RETRIEVAL_INVERTED_LISTS_H_
+
+#include <cstdint>
+
+#include "semkv/types.h"
+
+namespace semkv {
+
+// How the semantic vectors of the lists are stored.
+enum class CentroidForm : int32_t {
+  kInt8 = 0,      // centroid = center + scales[i] * int8 vector; center is the segment's mean key
+  kBFloat16 = 1,  // centroid = center + bf16 vector
+  kFloat32 = 2,   // centroid itself; center is not added
+  kBounds = 3,    // Quest: least and greatest key per channel, bf16 rounded outwards; no center
+};
+
+struct ListsView {
+  int32_t nlist = 0;
+  int32_t partition = 0;       // 0 or 1: lists of equal number share one Z when they are ranked
+  int32_t first_position = 0;  // position of the segment's first token; members count from it
+  CentroidForm form = CentroidForm::kInt8;
+  const void* centroids = nullptr;   // [nlist, head_dim]; kBounds: [nlist, 2, head_dim], least first
+  const float* scales = nullptr;     // [nlist], kInt8 only
+  const float* center = nullptr;     // [head_dim], kInt8 and kBFloat16
+  const float* variances = nullptr;  // [nlist]; null: the variance term is 0
+  const uint16_t* offsets = nullptr;  // [nlist + 1]; list i has offsets[i + 1] - offsets[i] members
+  const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list is
+                                      // the range of tokens [offsets[i], offsets[i + 1])
+  const uint16_t* value_means = nullptr;  // [nlist, head_dim] bf16; null: lists are never estimated
+};
+
+// What the ranking adds for the spread of a list's keys around its centroid, v = scale^2 *
+// |q|^2 / head_dim * variance (docs/design.md, section 4).
+enum class VarianceTerm : int32_t {
+  kBounded = 0,  // v / 2 while v <= 2 ln size, then sqrt(2 v ln size) - ln size
+  kHalf = 1,     // v / 2
+  kNone = 2,     // as in the papers
+};
+
+// How the query heads of a selection are combined into one rank key.
+enum class GroupRank : int32_t {
+  kShareSum = 0,  // sum over heads of exp(s) / Z_head, Z_head = sum of size * exp(s) per partition
+  kShareMax = 1,  // max over heads of the same
+};
+
+enum class TrimKeep : int32_t { kMostRecent = 0, kEarliest = 1 };
+
+// What is selected for one row. Positions [0, num_sinks) and [num_tokens - num_recent, num_tokens)
+// are always taken; lists fill the rest of the budget.
+struct RetrievalRow {
+  int32_t num_tokens = 0;  // context, the current token included
+  int32_t budget = 0;      // tokens per selection, everything included; >= num_sinks + num_recent
+  int32_t num_sinks = 0;
+  int32_t num_recent = 0;
+  VarianceTerm variance = VarianceTerm::kBounded;
+  GroupRank rank = GroupRank::kShareSum;
+  TrimKeep trim = TrimKeep::kMostRecent;
+  float mass_target = 0.0f;  // in (0, 1): stop at the fewest lists whose estimated share of the
+                             // lists' mass reaches it; 0: fill the budget
+  const int32_t* block_table = nullptr;  // the row's pages
+};
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_RETRIEVAL_INVERTED_LISTS_H_

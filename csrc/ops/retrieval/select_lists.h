@@ -1,0 +1,59 @@
+// Takes lists in descending order of key (ties: lower list id first) until the row's budget is
+// exactly filled, and writes the tokens taken as position slots:
+//
+//   taken = sinks + recent + lists; a token already taken is not counted again (a bitmap per row and
+//   selection), so lists of two partitions can be ranked jointly and each token is attended once;
+//   the last list is trimmed to the exact budget, its most recent (or earliest) members kept.
+//
+// Slots are written in ascending order of position: equal sets give equal sums in attention, and
+// neighbours in memory are read as neighbours.
+//
+// With mass_target the walk also stops at the fewest lists whose estimated share of the lists' mass
+// reaches it: a newly taken token counts its list's key / (heads of the selection).
+//
+// Source: ClusterKV section III-C (take clusters until the budget, trim the last); exact budget,
+// joint order and the bitmap are ours (docs/design.md, sections 1 and 4).
+
+#ifndef SEMKV_OPS_RETRIEVAL_SELECT_LISTS_H_
+#define SEMKV_OPS_RETRIEVAL_SELECT_LISTS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "csrc/ops/retrieval/inverted_lists.h"
+#include "csrc/ops/retrieval/score_lists.h"
+#include "semkv/types.h"
+
+namespace semkv {
+
+struct SelectListsParams {
+  int32_t num_rows = 0;
+  int32_t num_selections = 0;
+  int32_t heads_per_selection = 0;
+  int32_t page_tokens = 0;  // of the block tables; a power of two
+
+  const RetrievalRow* rows = nullptr;   // [num_rows]
+  const ListsView* views = nullptr;     // as in ScoreListsParams
+  const int32_t* view_begin = nullptr;  // [num_rows * num_selections + 1]
+  const float* keys = nullptr;          // [num_rows, num_selections, keys_stride]; < 0: never taken
+  int64_t keys_stride = 0;
+
+  int32_t* slots = nullptr;      // out: [num_rows, num_selections, slots_stride]
+  int32_t* positions = nullptr;  // out: same shape, the tokens' positions; may be null
+  int32_t* counts = nullptr;     // out: [num_rows, num_selections]
+  int64_t slots_stride = 0;      // >= budget of every row
+};
+
+// Scratch for rows of at most `max_row_tokens` tokens and `max_lists` lists, in bytes.
+size_t SelectListsWorkspaceBytes(int32_t max_row_tokens, int32_t max_lists, int num_threads);
+
+// One task per (row, selection). Allocates nothing.
+void SelectListsHost(const SelectListsParams& params, void* workspace, size_t workspace_bytes,
+                     ThreadPool& pool);
+
+// Full sort, std::set of taken tokens: the specification.
+void SelectListsReference(const SelectListsParams& params);
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_RETRIEVAL_SELECT_LISTS_H_
