@@ -1,0 +1,86 @@
+// float32 <-> float16 and bfloat16, one number at a time: what references, encoders and tests use.
+// Rounds to nearest even; NaN stays NaN; float16 overflow gives infinity. SIMD code has its own.
+
+#ifndef SEMKV_OPS_NUMERIC_FLOAT_CONVERT_H_
+#define SEMKV_OPS_NUMERIC_FLOAT_CONVERT_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "semkv/types.h"
+
+namespace semkv {
+
+inline uint32_t FloatBits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+inline float FloatFromBits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+inline float FloatFromBFloat16(uint16_t x) { return FloatFromBits(static_cast<uint32_t>(x) << 16); }
+
+inline uint16_t BFloat16FromFloat(float x) {
+  const uint32_t bits = FloatBits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline float FloatFromFloat16(uint16_t x) {
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
+  const uint32_t magnitude = x & 0x7fffu;
+  if (magnitude >= 0x7c00u) return FloatFromBits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+  if (magnitude >= 0x400u) return FloatFromBits(sign | ((magnitude << 13) + (112u << 23)));
+  const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
+  return sign != 0 ? -subnormal : subnormal;
+}
+
+inline uint16_t Float16FromFloat(float x) {
+  const uint32_t bits = FloatBits(x);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to 65536 or beyond
+  if (magnitude < 0x38800000u) {                        // subnormal or zero: scale, round by addition
+    const float rounded = FloatFromBits(magnitude) + 0.5f;
+    return sign | static_cast<uint16_t>(FloatBits(rounded) - 0x3f000000u);
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return sign | static_cast<uint16_t>((magnitude - (112u << 23) + 0xfffu + odd) >> 13);
+}
+
+// Element `i` of an array of `dtype`.
+inline float LoadAsFloat(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return FloatFromFloat16(static_cast<const uint16_t*>(data)[i]);
+    case DType::kBFloat16:
+      return FloatFromBFloat16(static_cast<const uint16_t*>(data)[i]);
+    case DType::kFloat32:
+      break;
+  }
+  return static_cast<const float*>(data)[i];
+}
+
+inline void StoreFromFloat(void* data, DType dtype, int64_t i, float x) {
+  switch (dtype) {
+    case DType::kFloat16:
+      static_cast<uint16_t*>(data)[i] = Float16FromFloat(x);
+      return;
+    case DType::kBFloat16:
+      static_cast<uint16_t*>(data)[i] = BFloat16FromFloat(x);
+      return;
+    case DType::kFloat32:
+      break;
+  }
+  static_cast<float*>(data)[i] = x;
+}
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_NUMERIC_FLOAT_CONVERT_H_
