@@ -113,6 +113,7 @@ float WeighLists(int32_t h, int32_t count, const EstimateScratch& s) {
   }
   const float total = hn::GetLane(hn::SumOfLanes(df, lane_totals));
   for (int32_t i = 0; i < count; ++i) scores[i] /= total;
+  std::fill_n(scores + count, kScratchPadding, 0.0f);
   return hn::GetLane(maximum) + std::log(total);
 }
 

@@ -3,11 +3,15 @@
 #ifndef SEMKV_TESTS_OPS_RETRIEVAL_RETRIEVAL_CASES_H_
 #define SEMKV_TESTS_OPS_RETRIEVAL_RETRIEVAL_CASES_H_
 
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <deque>
 #include <numeric>
+#include <ostream>
 #include <random>
 #include <string>
 #include <utility>
@@ -39,6 +43,8 @@ struct RetrievalCase {
   float mass_target = 0.0f;
   int32_t segment_tokens = 1024;
 };
+
+inline void PrintTo(const RetrievalCase& c, std::ostream* out) { *out << c.name; }
 
 inline std::vector<RetrievalCase> RetrievalCases() {
   return {
@@ -82,6 +88,18 @@ inline std::vector<RetrievalCase> RetrievalCases() {
        .sentence_tokens = 16,
        .cluster_tokens = 0},
   };
+}
+
+// Calls `function` once for every SIMD target that this machine runs, the fallback included.
+template <typename Function>
+void ForEachTarget(const Function& function) {
+  for (int64_t target : {HWY_SCALAR, HWY_AVX2, HWY_AVX3}) {
+    if ((hwy::SupportedTargets() & target) == 0 && target != HWY_SCALAR) continue;
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    function();
+    hwy::SetSupportedTargetsForTest(0);
+  }
 }
 
 // Owns everything that the parameters of one batch point to.

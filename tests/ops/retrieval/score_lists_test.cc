@@ -1,7 +1,6 @@
 #include "csrc/ops/retrieval/score_lists.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,6 +16,7 @@
 namespace semkv {
 namespace {
 
+using ::semkv::testing::ForEachTarget;
 using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalCases;
 using ::semkv::testing::RetrievalInput;
@@ -51,16 +51,6 @@ void ExpectNear(const std::vector<float>& keys, const std::vector<float>& expect
     // Below 1e-30 float32 runs out of exponent before float64 does.
     ASSERT_NEAR(keys[i], expected[i], relative * std::abs(expected[i]) + 1e-30) << "list " << i;
   }
-}
-
-template <typename Function>
-void ForEachTarget(const Function& function) {
-  for (int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    function();
-  }
-  hwy::SetSupportedTargetsForTest(0);
 }
 
 class ScoreListsCaseTest : public ::testing::TestWithParam<RetrievalCase> {};
