@@ -80,7 +80,7 @@ int semkv_sequence_release(semkv_context* context, semkv_sequence sequence) {
 int semkv_sequence_length(semkv_context* context, semkv_sequence sequence, int32_t* num_tokens) {
   return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
     SEMKV_RETURN_IF_ERROR(CheckNotNull(num_tokens, "num_tokens"));
-    SEMKV_ASSIGN_OR_RETURN(semkv::SequenceState * state, c.FindSequence(sequence));
+    SEMKV_ASSIGN_OR_RETURN(semkv::IndexedSequence * state, c.FindSequence(sequence));
     *num_tokens = state->num_tokens;
     return absl::OkStatus();
   });

@@ -93,7 +93,7 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const semkv_options& op
   return context;
 }
 
-absl::StatusOr<SequenceState*> Context::FindSequence(semkv_sequence sequence) {
+absl::StatusOr<IndexedSequence*> Context::FindSequence(semkv_sequence sequence) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) {
     return absl::NotFoundError(absl::StrCat("no sequence ", sequence));
@@ -101,7 +101,7 @@ absl::StatusOr<SequenceState*> Context::FindSequence(semkv_sequence sequence) {
   return found->second.get();
 }
 
-absl::StatusOr<const SequenceState*> Context::FindSequence(semkv_sequence sequence) const {
+absl::StatusOr<const IndexedSequence*> Context::FindSequence(semkv_sequence sequence) const {
   return const_cast<Context*>(this)->FindSequence(sequence);
 }
 
@@ -127,7 +127,7 @@ absl::Status Context::SetVocabulary(absl::Span<const absl::string_view> vocabula
 
 absl::Status Context::SetPolicy(semkv_sequence sequence, const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(ValidatePolicy(policy));
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   if (UsesSentences(policy) && boundaries_ == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " cuts sentences: call semkv_vocabulary_set first"));
@@ -154,7 +154,7 @@ KeySource Context::MakeKeySource(semkv_sequence sequence) {
   return source;
 }
 
-void Context::ResolveCloses(const SequenceState& state, std::vector<uint8_t>* closes) const {
+void Context::ResolveCloses(const IndexedSequence& state, std::vector<uint8_t>* closes) const {
   closes->assign(state.closes.begin(), state.closes.end());
   closes->resize(state.num_tokens, 0);
   if (!closes->empty() && boundaries_ != nullptr &&
@@ -164,7 +164,7 @@ void Context::ResolveCloses(const SequenceState& state, std::vector<uint8_t>* cl
 }
 
 absl::Status Context::Index(semkv_sequence sequence) {
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   SEMKV_RETURN_IF_ERROR(CheckStorage());
   if (!UsesLists(state->policy)) return MarkWritten(sequence, state);
   const Stopwatch stopwatch(&counters_.index_ns);
@@ -178,7 +178,7 @@ absl::Status Context::Index(semkv_sequence sequence) {
 }
 
 absl::Status Context::Observe(semkv_sequence sequence) {
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   SEMKV_RETURN_IF_ERROR(CheckStorage());
   const Stopwatch stopwatch(&counters_.index_ns);
   if (state->policy.mean_query != 0) {
@@ -213,7 +213,7 @@ void Context::AddEvent(int32_t kind, int64_t a, int64_t b, int64_t c) {
   ++num_events_;
 }
 
-void Context::AddIndexEvents(semkv_sequence sequence, const SequenceState& state,
+void Context::AddIndexEvents(semkv_sequence sequence, const IndexedSequence& state,
                              const SequenceIndex::Progress& progress, int32_t num_before) {
   for (int32_t i = num_before; i < state.index.num_segments(); ++i) {
     const Segment& segment = *state.index.segment(i);

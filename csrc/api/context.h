@@ -26,8 +26,8 @@
 namespace semkv {
 
 // What semkv knows of a sequence beyond its pages.
-struct SequenceState {
-  explicit SequenceState(const BoundaryTable* table) : scanner(table) {}
+struct IndexedSequence {
+  explicit IndexedSequence(const BoundaryTable* table) : scanner(table) {}
   semkv_policy policy;
   SequenceIndex index;
   BoundaryScanner scanner;
@@ -65,15 +65,15 @@ class Context {
   std::string Explain() const;
   int32_t DrainEvents(absl::Span<semkv_event> events);
 
-  absl::StatusOr<SequenceState*> FindSequence(semkv_sequence sequence);
-  absl::StatusOr<const SequenceState*> FindSequence(semkv_sequence sequence) const;
+  absl::StatusOr<IndexedSequence*> FindSequence(semkv_sequence sequence);
+  absl::StatusOr<const IndexedSequence*> FindSequence(semkv_sequence sequence) const;
 
   absl::Mutex& mutex() { return mutex_; }
   const semkv_options& options() const { return options_; }
   BlockManager& pages() { return *pages_; }
   absl::Span<const KvView> layers() const { return layers_; }
   // The sequence's last token is computed under sparse attention: it and what follows is not EXACT.
-  absl::Status NoteSparse(semkv_sequence sequence, SequenceState* state);
+  absl::Status NoteSparse(semkv_sequence sequence, IndexedSequence* state);
   // The pages of a sequence that exists; valid until it is released.
   absl::Span<const int32_t> SequencePages(semkv_sequence sequence) const;
   ThreadPool& pool() { return *pool_; }
@@ -88,12 +88,12 @@ class Context {
   absl::Status CheckStorage() const;
   // All layers of the sequence's tokens are written: full pages may be offered to other sequences,
   // unless they were computed under sparse attention, and their tags learn their sentences.
-  absl::Status MarkWritten(semkv_sequence sequence, SequenceState* state);
+  absl::Status MarkWritten(semkv_sequence sequence, IndexedSequence* state);
   KeySource MakeKeySource(semkv_sequence sequence);
   // Flags of all tokens, the last one's as if the text ended here.
-  void ResolveCloses(const SequenceState& state, std::vector<uint8_t>* closes) const;
+  void ResolveCloses(const IndexedSequence& state, std::vector<uint8_t>* closes) const;
   void AddEvent(int32_t kind, int64_t a, int64_t b, int64_t c);
-  void AddIndexEvents(semkv_sequence sequence, const SequenceState& state,
+  void AddIndexEvents(semkv_sequence sequence, const IndexedSequence& state,
                       const SequenceIndex::Progress& progress, int32_t num_before);
 
   absl::Mutex mutex_;
@@ -105,7 +105,7 @@ class Context {
   std::unique_ptr<IndexScratch> index_scratch_;
   std::vector<uint8_t> closes_scratch_;
   std::vector<int32_t> slots_scratch_;
-  absl::flat_hash_map<semkv_sequence, std::unique_ptr<SequenceState>> sequences_;
+  absl::flat_hash_map<semkv_sequence, std::unique_ptr<IndexedSequence>> sequences_;
   semkv_stats counters_ = {};
   std::vector<semkv_event> events_;  // ring
   size_t first_event_ = 0, num_events_ = 0;

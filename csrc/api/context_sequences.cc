@@ -63,7 +63,7 @@ absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
 
 absl::StatusOr<semkv_sequence> Context::CreateSequence(uint64_t salt) {
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence sequence, pages_->CreateSequence(salt));
-  auto state = std::make_unique<SequenceState>(boundaries_.get());
+  auto state = std::make_unique<IndexedSequence>(boundaries_.get());
   state->closes.reserve(options_.max_sequence_tokens);
   sequences_.emplace(sequence, std::move(state));
   // Without a vocabulary there are no sentences to cut; clusters need only keys.
@@ -74,7 +74,7 @@ absl::StatusOr<semkv_sequence> Context::CreateSequence(uint64_t salt) {
 
 absl::StatusOr<int32_t> Context::SharePrefix(semkv_sequence sequence,
                                              absl::Span<const int32_t> ids) {
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   SEMKV_ASSIGN_OR_RETURN(const int32_t shared, pages_->SharePrefix(sequence, ids));
   if (boundaries_ != nullptr) state->scanner.Feed(ids.subspan(0, shared), &state->closes);
   state->num_tokens += shared;
@@ -83,7 +83,7 @@ absl::StatusOr<int32_t> Context::SharePrefix(semkv_sequence sequence,
 
 absl::Status Context::Append(semkv_sequence sequence, int32_t num_tokens, const int32_t* ids,
                              int32_t* slots) {
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   if (num_tokens > options_.max_sequence_tokens) {
     return absl::OutOfRangeError(absl::StrCat("append of ", num_tokens,
                                               " tokens, max_sequence_tokens is ",
@@ -108,10 +108,10 @@ absl::Status Context::Append(semkv_sequence sequence, int32_t num_tokens, const 
 }
 
 absl::StatusOr<semkv_sequence> Context::Fork(semkv_sequence sequence) {
-  SEMKV_ASSIGN_OR_RETURN(SequenceState * parent, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * parent, FindSequence(sequence));
   SEMKV_RETURN_IF_ERROR(MarkWritten(sequence, parent));
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence fork, pages_->Fork(sequence));
-  auto state = std::make_unique<SequenceState>(*parent);
+  auto state = std::make_unique<IndexedSequence>(*parent);
   state->closes.reserve(options_.max_sequence_tokens);
   sequences_.emplace(fork, std::move(state));
   return fork;
@@ -130,7 +130,7 @@ absl::Span<const int32_t> Context::SequencePages(semkv_sequence sequence) const 
   return absl::MakeConstSpan(view->pages, view->num_pages);
 }
 
-absl::Status Context::MarkWritten(semkv_sequence sequence, SequenceState* state) {
+absl::Status Context::MarkWritten(semkv_sequence sequence, IndexedSequence* state) {
   SEMKV_RETURN_IF_ERROR(pages_->MarkWritten(sequence, state->num_tokens));
   if (boundaries_ == nullptr) return absl::OkStatus();
   const absl::Span<const int32_t> pages = SequencePages(sequence);
@@ -151,7 +151,7 @@ absl::Status Context::MarkWritten(semkv_sequence sequence, SequenceState* state)
   return absl::OkStatus();
 }
 
-absl::Status Context::NoteSparse(semkv_sequence sequence, SequenceState* state) {
+absl::Status Context::NoteSparse(semkv_sequence sequence, IndexedSequence* state) {
   if (state->sparse) return absl::OkStatus();
   SEMKV_RETURN_IF_ERROR(pages_->SetProvenance(sequence, Provenance::kSparse));
   const int32_t page = SequencePages(sequence).back();
@@ -181,7 +181,7 @@ absl::StatusOr<semkv_page_tag> Context::GetPageTag(int32_t page) const {
 }
 
 absl::StatusOr<semkv_sequence_info> Context::SequenceInfo(semkv_sequence sequence) const {
-  SEMKV_ASSIGN_OR_RETURN(const SequenceState* state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(const IndexedSequence* state, FindSequence(sequence));
   semkv_sequence_info info = {};
   info.struct_size = sizeof(info);
   info.num_tokens = state->num_tokens;
@@ -222,7 +222,7 @@ std::string Context::Explain() const {
   for (const auto& [id, state] : sequences_) ids.push_back(id);
   std::sort(ids.begin(), ids.end());
   for (const semkv_sequence id : ids) {
-    const SequenceState& state = *sequences_.at(id);
+    const IndexedSequence& state = *sequences_.at(id);
     absl::StrAppend(&text, "\nsequence ", id, ": ", state.num_tokens, " tokens, policy ",
                     PolicyName(state.policy.kind), ", budget ", state.policy.budget, ", ",
                     state.index.num_segments(), " segments, ", state.index.num_lists(),

@@ -73,8 +73,6 @@ ScoreListsParams StepPlan::ScoreParams(const Run& run, const semkv_attend_args& 
   score.rows = retrieval_rows_.data() + run.first;
   score.views = views_.data();
   score.view_begin = view_begin_.data();
-  score.keys = const_cast<float*>(keys_.data());
-  score.keys_stride = max_lists_;
   return score;
 }
 
@@ -88,7 +86,7 @@ void StepPlan::UseMeanQueries(const Run& run, int32_t layer, const semkv_attend_
   const semkv_options& o = context_->options();
   const int64_t row_floats = int64_t{o.num_heads} * o.head_dim;
   for (int32_t r = run.first; r < run.end; ++r) {
-    SequenceState& state = *rows_[r].state;
+    IndexedSequence& state = *rows_[r].state;
     const bool mean = IsSparse(layer, r) && state.policy.mean_query != 0;
     float* const sum = mean ? &state.query_sum[layer * row_floats] : nullptr;
     const float share = 1.0f / static_cast<float>(state.query_steps + 1);
@@ -155,8 +153,6 @@ void StepPlan::SelectRun(const Run& run, int32_t layer, const semkv_attend_args&
   select.rows = score.rows;
   select.views = score.views;
   select.view_begin = score.view_begin;
-  select.keys = score.keys;
-  select.keys_stride = score.keys_stride;
   select.slots = slots_.data() + first * max_budget_;
   select.positions = positions_.data() + first * max_budget_;
   select.counts = counts_.data() + first;

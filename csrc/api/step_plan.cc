@@ -185,7 +185,7 @@ void StepPlan::ReserveRetrieval() {
   estimates_ = false;
   for (int32_t r = 0; r < num_rows_; ++r) {
     if (rows_[r].reason != SEMKV_ROW_SPARSE) continue;
-    const SequenceState& state = *rows_[r].state;
+    const IndexedSequence& state = *rows_[r].state;
     max_lists = std::max<int64_t>(max_lists, state.index.max_lists());
     max_views += int64_t{rows_[r].num_selections} * state.index.max_views();
     mean_query |= state.policy.mean_query != 0;
@@ -202,7 +202,6 @@ void StepPlan::ReserveRetrieval() {
   }
   if (max_lists <= max_lists_) return;
   max_lists_ = static_cast<int32_t>(max_lists + max_lists / 4 + 64);
-  keys_.resize(int64_t{max_rows_} * max_selections_ * max_lists_);
   const int threads = context_->pool().num_threads();
   const size_t retrieve = RetrieveWorkspaceBytes(o.num_heads, o.num_kv_heads, o.head_dim,
                                                  o.max_sequence_tokens, max_lists_, threads);

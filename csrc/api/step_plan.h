@@ -44,7 +44,7 @@ class StepPlan {
  private:
   struct Row {
     semkv_sequence sequence = 0;
-    SequenceState* state = nullptr;
+    IndexedSequence* state = nullptr;
     int32_t num_tokens = 0;
     int32_t num_queries = 0;
     int32_t first_query = 0;  // row of q
@@ -66,7 +66,7 @@ class StepPlan {
   absl::Status PlanRow(int32_t r, semkv_sequence sequence, int32_t num_queries);
   void FillRetrievalRow(int32_t r);
   void MakeRuns();
-  // Room for the views, keys and scratch of this step's sequences. Grows with slack, so that steps
+  // Room for the views and scratch of this step's sequences. Grows with slack, so that steps
   // allocate only when lists have outgrown it.
   void ReserveRetrieval();
   bool IsSparse(int32_t layer, int32_t r) const {
@@ -89,7 +89,7 @@ class StepPlan {
   const int32_t max_budget_;
   const int32_t max_selections_;
   int32_t max_lists_ =
-      0;  // keys_ and retrieval_scratch_ have room for this many per (row, selection)
+      0;  // retrieval_scratch_ have room for this many per (row, selection)
 
   // This step.
   int32_t num_rows_ = 0;
@@ -106,7 +106,6 @@ class StepPlan {
   int32_t selected_layer_ = -1;
   std::vector<ListsView> views_;
   std::vector<int32_t> view_begin_;
-  std::vector<float> keys_;         // [max_rows * max_selections, max_lists]
   std::vector<int32_t> slots_;      // [max_rows * max_selections, max_budget]
   std::vector<int32_t> positions_;  // same
   std::vector<int32_t> counts_;     // [max_rows * max_selections]
