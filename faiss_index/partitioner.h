@@ -1,6 +1,6 @@
 // A partitioner assigns every token of a segment to exactly one inverted list. It is one of the
-// library's three seams (docs/design.md, section 1): sentences, clusters, singleton pages, and later
-// LSH buckets differ in nothing else.
+// library's three seams (docs/design.md, section 1): sentences, clusters, singleton pages, and
+// later LSH buckets differ in nothing else.
 //
 // Thread safety: Partition is const and may run in several threads at once.
 
@@ -23,8 +23,8 @@ struct PartitionInput {
   int32_t num_tokens = 0;  // at most kMaxSegmentTokens
   int32_t head_dim = 0;
   const float* keys = nullptr;      // [num_tokens, head_dim]; null if !uses_keys()
-  const uint8_t* closes = nullptr;  // [num_tokens]: 1 where a token closes its sentence; may be null
-                                    // if !uses_boundaries()
+  const uint8_t* closes = nullptr;  // [num_tokens]: 1 where a token closes its sentence; may be
+                                    // null if !uses_boundaries()
 };
 
 // Inverted lists in CSR form; no list is empty.
@@ -38,7 +38,7 @@ struct Lists {
 class Partitioner {
  public:
   virtual ~Partitioner() = default;
-  virtual bool uses_keys() const = 0;        // else one partition serves all layers and heads
+  virtual bool uses_keys() const = 0;  // else one partition serves all layers and heads
   virtual bool uses_boundaries() const = 0;
   // Replaces `lists`. num_tokens 0 gives no list.
   //
@@ -53,7 +53,8 @@ struct SentenceOptions {
   int32_t min_tokens = 8;  // 1: no merging (the paper)
   int32_t max_tokens = 64;
 };
-absl::StatusOr<std::unique_ptr<Partitioner>> MakeSentencePartitioner(const SentenceOptions& options);
+absl::StatusOr<std::unique_ptr<Partitioner>> MakeSentencePartitioner(
+    const SentenceOptions& options);
 
 enum class ClusterMetric : int32_t {
   kCenteredL2 = 0,  // squared distance after subtracting the segment's mean key

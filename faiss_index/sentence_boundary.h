@@ -23,8 +23,8 @@ namespace semkv {
 
 class BoundaryTable {
  public:
-  // `vocabulary`: the decoded bytes of every token id (not its printable byte-level form); empty for
-  // special tokens, which close a sentence.
+  // `vocabulary`: the decoded bytes of every token id (not its printable byte-level form); empty
+  // for special tokens, which close a sentence.
   //
   // Errors: INVALID_ARGUMENT if the vocabulary is empty.
   static absl::StatusOr<std::unique_ptr<BoundaryTable>> Create(
@@ -45,10 +45,10 @@ class BoundaryScanner {
   // `table` must outlive the scanner.
   explicit BoundaryScanner(const BoundaryTable* table);
 
-  // Feeds tokens. Appends to `closes` one byte per token whose fate is now known, oldest first: 1 if
-  // it closes its sentence. The fate of the last token may stay open until the next one or Finish;
-  // feeding one by one or all at once gives the same flags. Ids outside the vocabulary are ordinary
-  // tokens.
+  // Feeds tokens. Appends to `closes` one byte per token whose fate is now known, oldest first: 1
+  // if it closes its sentence. The fate of the last token may stay open until the next one or
+  // Finish; feeding one by one or all at once gives the same flags. Ids outside the vocabulary are
+  // ordinary tokens.
   void Feed(absl::Span<const int32_t> ids, std::vector<uint8_t>* closes);
 
   // As if the text ended here: what closes[last] would be if nothing followed. Does not change the

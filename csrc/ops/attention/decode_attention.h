@@ -1,8 +1,8 @@
 // Attention of one query token per row over that row's keys and values, wherever they are:
 //
-//   s[t]      = scale * dot(q[r, h], K[t, g])          (then logit_cap * tanh(s / logit_cap), if set)
-//   o[r, h]   = sum over t of exp(s[t] - lse) * V[t, g]
-//   lse[r, h] = log(sum over t of exp(s[t]))           (natural logarithm)
+//   s[t]      = scale * dot(q[r, h], K[t, g])          (then logit_cap * tanh(s / logit_cap), if
+//   set) o[r, h]   = sum over t of exp(s[t] - lse) * V[t, g] lse[r, h] = log(sum over t of
+//   exp(s[t]))           (natural logarithm)
 //
 // with g = h / (num_heads / num_kv_heads). The tokens of a dense row are those of its block table;
 // those of a sparse row are listed per selection head, as slots of two pools (docs/design.md, 1.1):
@@ -47,9 +47,9 @@ struct DecodeAttentionParams {
   int64_t out_row = 0, out_head = 0;  // strides in elements
 
   int32_t num_rows = 0;
-  int32_t num_heads = 0;     // a multiple of num_kv_heads
+  int32_t num_heads = 0;  // a multiple of num_kv_heads
   int32_t num_kv_heads = 0;
-  int32_t head_dim = 0;      // 64, 80, 96, 128 or 256
+  int32_t head_dim = 0;  // 64, 80, 96, 128 or 256
   float scale = 0.0f;
   float logit_cap = 0.0f;  // 0: no soft cap
 
