@@ -77,8 +77,9 @@ def questions_cell(scorer, kind, tokens, questions, seed, real):
             results["dense_bare"].append(ask(False, False))
             if item.tokens_after >= WINDOW:
                 results["window_restated"].append(ask(True, True))
-    cell = dict(task=kind, tokens=tokens, documents=document, filler="half real" if real else
-                "generated", seconds=round(time.time() - begin, 1))
+    filler = "none" if kind.startswith("dense") else "half real" if real else "generated"
+    cell = dict(task=kind, tokens=tokens, documents=document, filler=filler,
+                seconds=round(time.time() - begin, 1))
     for mode, hits in results.items():
         cell[mode] = dict(right=sum(hits), of=len(hits),
                           share=round(sum(hits) / len(hits), 3) if hits else None)

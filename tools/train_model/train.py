@@ -1,6 +1,7 @@
 """Trains the model by a recipe of phases counted in steps, and exports it for transformers.
 
-Seeded throughout: the same recipe, work folder, torch version and machine give the same losses.
+Seeded throughout: the same recipe, work folder, torch version, thread count and machine give the
+same losses.
 """
 import argparse
 import dataclasses
@@ -124,6 +125,7 @@ def export(model, tokenizer, folder):
     weights = {name: tensor.detach().to(torch.bfloat16).contiguous()
                for name, tensor in model.state_dict().items()}
     save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    os.chmod(os.path.join(folder, "model.safetensors"), 0o644)
     for name, fields in (("config.json", model.config.to_hugging_face()),
                          ("tokenizer_config.json", TOKENIZER_CONFIG)):
         with open(os.path.join(folder, name), "w") as file:
