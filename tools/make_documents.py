@@ -44,7 +44,8 @@ def make_document(kind, tokens, seed, index, count, real, restated):
     use_real = real and index % 2
     name = "none" if kind.startswith("dense") else "real" if use_real else "generated"
     text, asked = documents.evaluation_document(
-        kind, tokens, f"{seed} {index}", lambda piece: count(piece, name), real if use_real else None)
+        kind, tokens, f"{seed} {index}", lambda piece: count(piece, name),
+        real if use_real else None)
     questions = [dict(question=item.fact.prompt(restated), answer=item.fact.value + ".",
                       tokens_after=item.tokens_after) for item in asked]
     return dict(id=f"{kind}-{tokens}-{seed}-{index}", kind=kind, filler=name,

@@ -11,48 +11,48 @@ import enum
 import random
 
 NAME_BEGIN = (
-    "Mar Hart Bren Wil Ash Kel Thorn Dal Fen Gar Hol Lang Mil Nor Oak Pem Quin Ros Stan Tar Ul Ven "
-    "Wes Yar Zel Bal Cor Dun El Fal Gil Har Il Jar Kin Lor Mor Nel Or Pel").split()
+    "Mar Hart Bren Wil Ash Kel Thorn Dal Fen Gar Hol Lang Mil Nor Oak Pem Quin Ros Stan Tar Ul "
+    "Ven Wes Yar Zel Bal Cor Dun El Fal Gil Har Il Jar Kin Lor Mor Nel Or Pel").split()
 NAME_END = (
-    "low field wick ton ford ham bury worth dale mere stead by combe gate ley shaw more brook cliff "
-    "den").split()
+    "low field wick ton ford ham bury worth dale mere stead by combe gate ley shaw more brook "
+    "cliff den").split()
 PERSONS = (
-    "Nadia Oscar Lena Victor Maya Simon Clara Felix Irene Hugo Nora Jonas Alice Peter Greta Tomas "
-    "Ruth Karl Elsa Ivan Julia Martin Sofia Daniel Anna Paul Vera Leon Iris Max Dora Emil Rosa Otto "
-    "Lydia Frank Mina Adam Olga Rita").split()
+    "Nadia Oscar Lena Victor Maya Simon Clara Felix Irene Hugo Nora Jonas Alice Peter Greta "
+    "Tomas Ruth Karl Elsa Ivan Julia Martin Sofia Daniel Anna Paul Vera Leon Iris Max Dora Emil "
+    "Rosa Otto Lydia Frank Mina Adam Olga Rita").split()
 PLACES = (
-    "archive vault harbor library station museum tower depot bakery clinic factory garden theatre "
-    "hotel market school chapel bridge castle office mill farm garage gallery").split()
+    "archive vault harbor library station museum tower depot bakery clinic factory garden "
+    "theatre hotel market school chapel bridge castle office mill farm garage gallery").split()
 NUMBER_ATTRIBUTES = [
     "access code", "serial number", "room number", "phone extension", "budget code",
     "locker number", "batch number", "case number"]
 WORD_ATTRIBUTES = [
     "password", "emblem", "mascot", "guardian", "signal", "motto", "keyword", "nickname"]
 WORD_VALUES = (
-    "falcon copper willow granite ember lotus raven maple cobalt thunder velvet anchor beacon cactus "
-    "dragon eagle feather ginger hammer ivory jasmine kettle lemon magnet nectar olive pepper quartz "
-    "ribbon saddle tiger umbra violet walnut yellow zephyr amber badger candle dolphin engine forest "
-    "glacier honey island jungle koala ladder meadow needle orchid pigeon rabbit salmon tulip valley "
-    "whistle otter barrel cherry marble").split()
+    "falcon copper willow granite ember lotus raven maple cobalt thunder velvet anchor beacon "
+    "cactus dragon eagle feather ginger hammer ivory jasmine kettle lemon magnet nectar olive "
+    "pepper quartz ribbon saddle tiger umbra violet walnut yellow zephyr amber badger candle "
+    "dolphin engine forest glacier honey island jungle koala ladder meadow needle orchid pigeon "
+    "rabbit salmon tulip valley whistle otter barrel cherry marble").split()
 COLOURS = "blue red green black white silver golden purple brown grey orange pink".split()
 OBJECTS = (
     "lantern rope mirror notebook ladder clock basket drum compass violin kettle saddle helmet "
     "hammer blanket camera bottle mask globe anvil").split()
 ROOMS = "cellar attic kitchen stable pantry workshop chapel courtyard hall study barn shed".split()
 JOBS = (
-    "baker painter pilot doctor farmer lawyer sailor teacher tailor miner judge clerk nurse potter "
-    "singer weaver").split()
+    "baker painter pilot doctor farmer lawyer sailor teacher tailor miner judge clerk nurse "
+    "potter singer weaver").split()
 
 FILLER_ADJECTIVES = (
-    "quiet old narrow bright heavy gentle distant hollow early cold warm pale steady broad careful "
-    "sudden long common simple strange").split()
+    "quiet old narrow bright heavy gentle distant hollow early cold warm pale steady broad "
+    "careful sudden long common simple strange").split()
 FILLER_NOUNS = (
-    "river road meeting window market storm letter hill train report garden winter morning crowd "
-    "bell engine lake forest table story bridge wall field song path map teacher ship stone "
-    "roof").split()
+    "river road meeting window market storm letter hill train report garden winter morning "
+    "crowd bell engine lake forest table story bridge wall field song path map teacher ship "
+    "stone roof").split()
 FILLER_VERBS = (
-    "reached crossed followed covered changed surrounded passed joined filled touched moved shaped "
-    "carried held kept marked").split()
+    "reached crossed followed covered changed surrounded passed joined filled touched moved "
+    "shaped carried held kept marked").split()
 FILLER_ADVERBS = (
     "slowly often quietly again carefully once gradually never almost soon always rarely").split()
 FILLER_FORMS = [

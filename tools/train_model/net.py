@@ -1,4 +1,4 @@
-"""The model: a Llama decoder in plain torch, parameter names equal to transformers' LlamaForCausalLM.
+"""The model: a Llama decoder in plain torch, parameters named as in transformers' LlamaForCausalLM.
 
 Two ways through it: `LanguageModel.forward` is the training step (loss at chosen positions), and
 `Decoder.forward` with a cache and a mask is what evaluation uses.

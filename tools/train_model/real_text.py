@@ -118,7 +118,8 @@ class RealFiller:
 
 def main():
     parser = argparse.ArgumentParser(description="Collect documentation text for training.")
-    parser.add_argument("--work", required=True, help="folder for real_train.txt, real_validation.txt")
+    parser.add_argument("--work", required=True,
+                        help="folder for real_train.txt and real_validation.txt")
     arguments = parser.parse_args()
     os.makedirs(arguments.work, exist_ok=True)
     for split in ("train", "validation"):
