@@ -2,25 +2,11 @@
 
 #include "integration/reference/engine.h"
 
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <new>
 
 #include "integration/reference/generate.h"
+#include "tests/reference/allocation_counter.h"
 #include "tests/reference/model_directory.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace semkv::reference {
 namespace {
@@ -148,11 +134,11 @@ TEST_F(EngineTest, AllocatesNothingInASteadyDenseStep) {
   const std::vector<int32_t> ids = {1, 2};
   const StepOptions options;
   ASSERT_TRUE(engine->Step(sequences, ids, absl::MakeSpan(logits), options).ok());
-  const int64_t before = allocations;
+  const int64_t before = AllocationCount();
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(engine->Step(sequences, ids, absl::MakeSpan(logits), options).ok());
   }
-  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(AllocationCount() - before, 0);
 }
 
 TEST_F(EngineTest, ShowsEveryLayerToTheObserver) {
