@@ -139,11 +139,14 @@ class Selector {
     // A loop over bits mispredicts its end once per word; this has no branch.
     const DI di;
     const int32_t lanes = hn::Lanes(di);
+    const auto from_0 = hn::Iota(di, 0);
+    const uint64_t word = scratch_.taken[w];
     const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(scratch_.taken + w);
     int32_t count = 0;
     for (int32_t first = 0; first < 64; first += lanes) {
-      const auto positions = hn::Iota(di, w * 64 + first);
-      count += hn::CompressBitsStore(positions, bytes + first / 8, di, out + count);
+      const auto positions = hn::Add(from_0, hn::Set(di, w * 64 + first));
+      hn::StoreU(hn::CompressBits(positions, bytes + first / 8), di, out + count);
+      count += std::popcount(word >> first & ((uint64_t{1} << lanes) - 1));
     }
     return count;
 #endif
