@@ -4,13 +4,11 @@ find_package(absl REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 
-# The package of FAISS ships no CMake config; a prefix built by tools/build_faiss.sh, when there is
-# one, comes first through CMAKE_PREFIX_PATH.
-find_path(FAISS_INCLUDE_DIR faiss/Clustering.h REQUIRED)
-find_library(FAISS_LIBRARY faiss REQUIRED)
+# The distribution's FAISS, or a build of it in a prefix named by CMAKE_PREFIX_PATH.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(faiss CONFIG REQUIRED)
 add_library(semkv_faiss_dependency INTERFACE)
-target_include_directories(semkv_faiss_dependency SYSTEM INTERFACE ${FAISS_INCLUDE_DIR})
-target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY})
+target_link_libraries(semkv_faiss_dependency INTERFACE faiss)
 
 # GEMM of the reference engine.
 find_path(CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas x86_64-linux-gnu openblas-pthread
