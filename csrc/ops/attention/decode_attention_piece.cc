@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "csrc/ops/numeric/float_convert.h"
 
 // The baseline for processors without AVX2: 128-bit vectors that the compiler maps to SSE2. Highway
 // 1.0.3 replaces it by single floats for GCC below 12.3 because of a wrong high half of 16-bit
