@@ -56,7 +56,7 @@ TEST(KMeansTest, EveryLabelIsTheNearestCentroid) {
                                    {320, 64, 10, 10},   {1000, 128, 31, 1}, {1003, 80, 33, 7},
                                    {2048, 128, 64, 10}, {500, 256, 250, 10}};
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
-    for (KMeansInit init : {KMeansInit::kSampled, KMeansInit::kStrided}) {
+    for (KMeansInit init : {KMeansInit::kStratified, KMeansInit::kStrided}) {
       for (const Case& c : cases) {
         SCOPED_TRACE(::testing::Message() << c.num_points << " points of " << c.head_dim);
         testing::S1Options s1;
@@ -102,20 +102,25 @@ TEST(KMeansTest, ObjectiveNeverRisesWithMoreIterations) {
   }
 }
 
+// On average over seeds: where the first centroids fall moves either by a few percent.
 TEST(KMeansTest, ObjectiveIsWithinOnePercentOfFaiss) {
   std::mt19937_64 rng(1);
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
     for (bool structured : {true, false}) {
       testing::S1Options s1;
-      s1.num_tokens = 4096;
+      s1.num_tokens = 2048;
       const std::vector<float> keys =
-          structured ? testing::GenerateS1(s1).keys : testing::RandomNormal(rng, 4096 * 128);
-      KMeansOptions options;
-      options.nlist = 128;
-      options.metric = metric;
-      const KMeansResult ours = *TrainKMeans(keys.data(), 4096, 128, options);
-      const KMeansResult faiss = *TrainWithFaiss(keys.data(), 4096, 128, options);
-      EXPECT_LE(ours.objective, 1.01 * faiss.objective);
+          structured ? testing::GenerateS1(s1).keys : testing::RandomNormal(rng, 2048 * 128);
+      double ours = 0.0, faiss = 0.0;
+      for (uint64_t seed = 1; seed <= 4; ++seed) {
+        KMeansOptions options;
+        options.nlist = 64;
+        options.metric = metric;
+        options.seed = seed;
+        ours += TrainKMeans(keys.data(), 2048, 128, options)->objective;
+        faiss += TrainWithFaiss(keys.data(), 2048, 128, options)->objective;
+      }
+      EXPECT_LE(ours, 1.01 * faiss);
     }
   }
 }

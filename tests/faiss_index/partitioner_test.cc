@@ -163,7 +163,7 @@ TEST(ClusterPartitionerTest, RandomKeysKeepTheContract) {
     ClusterOptions options;
     options.mean_size = 1 + static_cast<int32_t>(rng() % 64);
     options.metric = rng() % 2 == 0 ? ClusterMetric::kCosine : ClusterMetric::kCenteredL2;
-    options.init = rng() % 2 == 0 ? KMeansInit::kStrided : KMeansInit::kSampled;
+    options.init = rng() % 2 == 0 ? KMeansInit::kStrided : KMeansInit::kStratified;
     if (rng() % 8 == 0) options.backend = ClusterBackend::kFaiss;
     const Lists lists = PartitionKeys(keys.data(), num_tokens, head_dim, options);
     ExpectPartition(lists, num_tokens);
