@@ -102,7 +102,8 @@ TEST(KMeansTest, ObjectiveNeverRisesWithMoreIterations) {
   }
 }
 
-// On average over seeds: where the first centroids fall moves either by a few percent.
+// At the size of a segment. With fewer clusters than the data has places, either is a matter of
+// luck.
 TEST(KMeansTest, ObjectiveIsWithinOnePercentOfFaiss) {
   std::mt19937_64 rng(1);
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
@@ -110,15 +111,15 @@ TEST(KMeansTest, ObjectiveIsWithinOnePercentOfFaiss) {
       testing::S1Options s1;
       s1.num_tokens = 2048;
       const std::vector<float> keys =
-          structured ? testing::GenerateS1(s1).keys : testing::RandomNormal(rng, 2048 * 128);
+          structured ? testing::GenerateS1(s1).keys : testing::RandomNormal(rng, 8192 * 128);
       double ours = 0.0, faiss = 0.0;
-      for (uint64_t seed = 1; seed <= 4; ++seed) {
+      for (uint64_t seed = 1; seed <= 2; ++seed) {
         KMeansOptions options;
-        options.nlist = 64;
+        options.nlist = 256;
         options.metric = metric;
         options.seed = seed;
-        ours += TrainKMeans(keys.data(), 2048, 128, options)->objective;
-        faiss += TrainWithFaiss(keys.data(), 2048, 128, options)->objective;
+        ours += TrainKMeans(keys.data(), 8192, 128, options)->objective;
+        faiss += TrainWithFaiss(keys.data(), 8192, 128, options)->objective;
       }
       EXPECT_LE(ours, 1.01 * faiss);
     }
