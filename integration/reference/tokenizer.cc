@@ -53,6 +53,7 @@ struct AddedToken {
   std::string content;
   int32_t id;
   bool normalized;
+  bool special;
 };
 
 }  // namespace
@@ -76,8 +77,9 @@ struct Tokenizer::Rep {
   void SetToken(const std::string& token, int32_t id, const std::array<int32_t, 0x200>& byte_of);
 
   void EncodePiece(const std::string& piece, std::vector<int32_t>& out) const;
-  void EncodeText(absl::string_view text, size_t pass, std::vector<int32_t>& out) const;
-  const AddedToken* AddedTokenAt(absl::string_view text, size_t pass) const;
+  void EncodeText(absl::string_view text, SpecialTokens special, size_t pass,
+                  std::vector<int32_t>& out) const;
+  const AddedToken* AddedTokenAt(absl::string_view text, SpecialTokens special, size_t pass) const;
 };
 
 namespace {
@@ -221,9 +223,9 @@ absl::Status Tokenizer::Rep::ReadAddedTokens(const Json& json) {
       }
     }
     SEMKV_ASSIGN_OR_RETURN(token.normalized, BoolMember(entry, "normalized", true));
-    SEMKV_ASSIGN_OR_RETURN(const bool is_special, BoolMember(entry, "special", false));
+    SEMKV_ASSIGN_OR_RETURN(token.special, BoolMember(entry, "special", false));
     SetToken(token.content, token.id, byte_of);
-    if (is_special) {
+    if (token.special) {
       special[token.id] = true;
       bytes[token.id].clear();
     }
@@ -262,8 +264,10 @@ void Tokenizer::Rep::EncodePiece(const std::string& piece, std::vector<int32_t>&
   out.insert(out.end(), symbols.begin(), symbols.end());
 }
 
-const AddedToken* Tokenizer::Rep::AddedTokenAt(absl::string_view text, size_t pass) const {
+const AddedToken* Tokenizer::Rep::AddedTokenAt(absl::string_view text, SpecialTokens special,
+                                               size_t pass) const {
   for (const AddedToken& token : added[pass][static_cast<uint8_t>(text[0])]) {
+    if (token.special && special == SpecialTokens::kAsText) continue;
     if (absl::StartsWith(text, token.content)) return &token;
   }
   return nullptr;
@@ -271,7 +275,7 @@ const AddedToken* Tokenizer::Rep::AddedTokenAt(absl::string_view text, size_t pa
 
 // Cuts the added tokens of `pass` out of the text; what lies between goes to the next pass, and
 // after the last one to the pre-tokenizer.
-void Tokenizer::Rep::EncodeText(absl::string_view text, size_t pass,
+void Tokenizer::Rep::EncodeText(absl::string_view text, SpecialTokens special, size_t pass,
                                 std::vector<int32_t>& out) const {
   if (text.empty()) return;
   if (pass == added.size()) {
@@ -280,17 +284,17 @@ void Tokenizer::Rep::EncodeText(absl::string_view text, size_t pass,
   }
   size_t begin = 0;
   for (size_t i = 0; i < text.size();) {
-    const AddedToken* token = AddedTokenAt(text.substr(i), pass);
+    const AddedToken* token = AddedTokenAt(text.substr(i), special, pass);
     if (token == nullptr) {
       ++i;
       continue;
     }
-    EncodeText(text.substr(begin, i - begin), pass + 1, out);
+    EncodeText(text.substr(begin, i - begin), special, pass + 1, out);
     out.push_back(token->id);
     i += token->content.size();
     begin = i;
   }
-  EncodeText(text.substr(begin), pass + 1, out);
+  EncodeText(text.substr(begin), special, pass + 1, out);
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
@@ -309,9 +313,9 @@ Tokenizer::~Tokenizer() = default;
 
 int32_t Tokenizer::vocabulary_size() const { return static_cast<int32_t>(rep_->bytes.size()); }
 
-std::vector<int32_t> Tokenizer::Encode(absl::string_view text) const {
+std::vector<int32_t> Tokenizer::Encode(absl::string_view text, SpecialTokens special) const {
   std::vector<int32_t> ids;
-  rep_->EncodeText(text, 0, ids);
+  rep_->EncodeText(text, special, 0, ids);
   return ids;
 }
 

@@ -39,7 +39,8 @@ int semkv_options_init(semkv_options* o) {
 int semkv_context_create(const semkv_options* o, semkv_context** context) {
   auto* c = new semkv_context();
   c->o = *o;
-  const size_t n = size_t(o->num_layers) * o->num_pages * o->page_tokens * o->num_kv_heads * o->head_dim;
+  const size_t n =
+      size_t(o->num_layers) * o->num_pages * o->page_tokens * o->num_kv_heads * o->head_dim;
   c->k.resize(n);
   c->v.resize(n);
   *context = c;
@@ -89,7 +90,8 @@ int semkv_write_kv(semkv_context* c, int32_t layer, const semkv_write_args* a) {
       for (int32_t d = 0; d < o.head_dim; ++d) {
         const size_t at =
             ((size_t(layer) * o.num_pages * o.page_tokens + a->slots[t]) * o.num_kv_heads + g) *
-                o.head_dim + d;
+                o.head_dim +
+            d;
         c->k[at] = static_cast<const float*>(a->k)[t * a->k_token + g * a->k_head + d];
         c->v[at] = static_cast<const float*>(a->v)[t * a->v_token + g * a->v_head + d];
       }
