@@ -90,7 +90,7 @@ struct BlockManagerStats {
 
 class BlockManager {
  public:
-  // Takes over `storage` and reserves all bookkeeping memory: about 80 + 4 * page_tokens bytes per
+  // Takes over `storage` and reserves all bookkeeping memory: about 100 + 4 * page_tokens bytes per
   // page, and a block table of 4 bytes per page for each sequence at its limit.
   //
   // Errors: INVALID_ARGUMENT if a limit is not positive; RESOURCE_EXHAUSTED if the system has not

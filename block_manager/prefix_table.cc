@@ -8,9 +8,10 @@
 namespace semkv {
 namespace {
 
-// Odd 64-bit constants from the golden ratio and the square root of two.
+// Odd 64-bit constants from the golden ratio and the square roots of two and three.
 constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
 constexpr uint64_t kRootTwo = 0x6a09e667f3bcc909u;
+constexpr uint64_t kRootThree = 0xbb67ae8584caa73bu;
 
 // Both halves of the 128-bit product, so that every input bit reaches every output bit.
 uint64_t Mix(uint64_t a, uint64_t b) {
@@ -20,7 +21,7 @@ uint64_t Mix(uint64_t a, uint64_t b) {
 
 }  // namespace
 
-uint64_t PrefixRoot(uint64_t salt) { return Mix(salt ^ kGolden, kRootTwo); }
+uint64_t PrefixRoot(uint64_t salt) { return Mix(salt ^ kRootThree, kGolden); }
 
 uint64_t PrefixHash(uint64_t parent, absl::Span<const int32_t> ids) {
   uint64_t hash = parent;

@@ -30,7 +30,8 @@ struct PrefixKey {
 // The hash that starts the chain of sequences with this salt.
 uint64_t PrefixRoot(uint64_t salt);
 
-// The hash of a full page with these `ids` after a page with hash `parent`.
+// The hash of a full page with these `ids` after a page with hash `parent`. Pages of one length are
+// told apart, not a short page from the same one with zeros behind it.
 uint64_t PrefixHash(uint64_t parent, absl::Span<const int32_t> ids);
 
 class PrefixTable {

@@ -31,6 +31,8 @@ endif()
 if(SEMKV_BUILD_TOOLS)
   find_package(CLI11 REQUIRED)
   find_package(nlohmann_json REQUIRED)
+  # Regular expressions of the reference engine's tokenizer.
+  pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 endif()
 if(SEMKV_BUILD_TESTS)
   find_package(GTest REQUIRED)

@@ -1,26 +1,16 @@
 // semkv.h: plans and the decode step.
 
 #include "csrc/api/c_api.h"
+#include "csrc/api/policy.h"
 #include "csrc/status_macros.h"
 
 using semkv::c_api::CopyIn;
 using semkv::c_api::GuardContext;
 using semkv::c_api::GuardPlan;
 
-namespace {
-
-constexpr const char* kRowReasons[] = {"sparse",        "dense_policy", "multi_query",
-                                       "short_context", "dense_layer",  "not_indexed",
-                                       "requested"};
-static_assert(std::size(kRowReasons) == SEMKV_NUM_ROW_REASONS);
-
-}  // namespace
-
 extern "C" {
 
-const char* semkv_row_reason_name(int32_t reason) {
-  return reason >= 0 && reason < SEMKV_NUM_ROW_REASONS ? kRowReasons[reason] : nullptr;
-}
+const char* semkv_row_reason_name(int32_t reason) { return semkv::RowReasonName(reason); }
 
 int semkv_plan_create(semkv_context* context, int32_t max_rows, int32_t max_budget,
                       semkv_plan** plan) {

@@ -125,7 +125,7 @@ absl::Status Context::Release(semkv_sequence sequence) {
 }
 
 absl::Span<const int32_t> Context::SequencePages(semkv_sequence sequence) const {
-  const absl::StatusOr<SequenceView> view = pages_->Sequence(sequence);
+  const absl::StatusOr<SequenceView> view = pages_->GetSequence(sequence);
   if (!view.ok()) return {};
   return absl::MakeConstSpan(view->pages, view->num_pages);
 }
@@ -216,7 +216,7 @@ std::string Context::Explain() const {
       stats.pages_free, " free, ", options_.borrow_storage != 0 ? "borrowed" : "owned", "\n",
       "vocabulary: ", boundaries_ != nullptr ? "set" : "not set, no sentences", "\n", "rows:");
   for (int32_t reason = 0; reason < SEMKV_NUM_ROW_REASONS; ++reason) {
-    absl::StrAppend(&text, " ", semkv_row_reason_name(reason), " ", stats.layer_rows[reason]);
+    absl::StrAppend(&text, " ", RowReasonName(reason), " ", stats.layer_rows[reason]);
   }
   std::vector<semkv_sequence> ids;
   for (const auto& [id, state] : sequences_) ids.push_back(id);

@@ -15,6 +15,11 @@ constexpr const char* kPolicyNames[] = {"dense", "hybrid", "sentence",   "cluste
                                         "quest", "window", "sentencekv", "clusterkv"};
 static_assert(std::size(kPolicyNames) == SEMKV_NUM_POLICIES);
 
+constexpr const char* kRowReasons[] = {"sparse",        "dense_policy", "multi_query",
+                                       "short_context", "dense_layer",  "not_indexed",
+                                       "requested"};
+static_assert(std::size(kRowReasons) == SEMKV_NUM_ROW_REASONS);
+
 absl::Status CheckRange(const char* field, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -25,6 +30,10 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t least, int64_t
 
 const char* PolicyName(int32_t kind) {
   return kind >= 0 && kind < SEMKV_NUM_POLICIES ? kPolicyNames[kind] : nullptr;
+}
+
+const char* RowReasonName(int32_t reason) {
+  return reason >= 0 && reason < SEMKV_NUM_ROW_REASONS ? kRowReasons[reason] : nullptr;
 }
 
 int32_t PolicyKind(const char* name) {

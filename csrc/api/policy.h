@@ -19,6 +19,9 @@ const char* PolicyName(int32_t kind);
 // The number of a name, or -1.
 int32_t PolicyKind(const char* name);
 
+// "sparse", "dense_policy", ...; null for a number that is no SEMKV_ROW_* reason.
+const char* RowReasonName(int32_t reason);
+
 // Errors: INVALID_ARGUMENT names the field and both numbers.
 absl::Status ValidatePolicy(const semkv_policy& policy);
 

@@ -88,8 +88,7 @@ class StepPlan {
   const int32_t max_rows_;
   const int32_t max_budget_;
   const int32_t max_selections_;
-  int32_t max_lists_ =
-      0;  // retrieval_scratch_ have room for this many per (row, selection)
+  int32_t max_lists_ = 0;  // retrieval_scratch_ have room for this many per (row, selection)
 
   // This step.
   int32_t num_rows_ = 0;

@@ -11,7 +11,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -46,21 +45,22 @@ struct LayerObservation {
 };
 
 struct StepOptions {
-  bool measure_mass = false;  // also attend densely with the same queries, for dense_lse
+  bool measure_mass = false;  // also attend densely with the same queries, for the observer
   std::function<absl::Status(const LayerObservation&)> observer;  // may be empty
 };
 
-// What the last Step spent, in nanoseconds of wall time.
+// What a Step spent, in nanoseconds of wall time.
 struct StepTimes {
-  int64_t total_ns = 0;
+  int64_t total_ns = 0;  // everything, measure_mass and the observer included
   int64_t select_ns = 0;
-  int64_t attend_ns = 0;
+  int64_t attend_ns = 0;  // without measure_mass
 };
 
 class Engine {
  public:
   // Loads a Hugging Face Llama directory: config.json, model.safetensors or shards with
-  // model.safetensors.index.json, tokenizer.json.
+  // model.safetensors.index.json, tokenizer.json. Weights become float32: 4 bytes per parameter.
+  // Sets the process-wide number of OpenBLAS threads to options.num_threads.
   //
   // Errors: NOT_FOUND names a missing file; DATA_LOSS a file that is cut off or damaged;
   // UNIMPLEMENTED names the config field and value that is not supported; INVALID_ARGUMENT for
@@ -74,7 +74,7 @@ class Engine {
   const ModelConfig& config() const;
   const Tokenizer& tokenizer() const;
   semkv_context* context() const;
-  const EngineOptions& options() const;
+  const EngineOptions& options() const;  // with the defaults filled in
 
   // Runs `ids` through the model after what `sequence` already holds, chunk by chunk, dense, and
   // writes the logits of the last token, [vocab_size], unless `logits` is empty. Does not index:
@@ -89,6 +89,12 @@ class Engine {
 
   // One decode step of a batch: token ids[r] goes to sequences[r]; logits [num_rows, vocab_size].
   // Each row is read under its sequence's policy, and observed (semkv_observe) afterwards.
+  // Allocates nothing, beyond what the lists of semkv_observe need.
+  //
+  // Errors: INVALID_ARGUMENT for more than max_batch rows, a sequence given twice, spans of other
+  // sizes, or an id outside the vocabulary; OUT_OF_RANGE if a sequence is full. Nothing has changed
+  // then. RESOURCE_EXHAUSTED if the pool is full, or what the observer returns: the sequences of
+  // the step may then hold a token without keys and must be released.
   absl::Status Step(absl::Span<const semkv_sequence> sequences, absl::Span<const int32_t> ids,
                     absl::Span<float> logits, const StepOptions& options = {});
 

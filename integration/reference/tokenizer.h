@@ -1,7 +1,7 @@
 // The byte-level BPE tokenizer of a Hugging Face tokenizer.json, giving the same ids as the
 // `tokenizers` package for the configurations it accepts: model BPE, pre-tokenizers ByteLevel,
-// Digits, Split (Llama 3's pattern) and sequences of them, added special tokens. Anything else is
-// refused by name.
+// Digits, Split (Llama 3's pattern) and sequences of them, added tokens, no normalizer. Anything
+// else is refused by name.
 //
 // Thread safety: immutable.
 
@@ -19,6 +19,12 @@
 
 namespace semkv::reference {
 
+// What special tokens that appear literally in a text become.
+enum class SpecialTokens {
+  kRecognized,  // their ids, as in `tokenizers`
+  kAsText       // text like any other: for text from people who may not speak for the system
+};
+
 class Tokenizer {
  public:
   // Errors: NOT_FOUND if there is no file; DATA_LOSS if it is no JSON or incomplete; UNIMPLEMENTED
@@ -27,10 +33,10 @@ class Tokenizer {
   ~Tokenizer();
 
   int32_t vocabulary_size() const;
-  // Ids of `text` (UTF-8; invalid bytes are kept as bytes). Special tokens that appear literally in
-  // the text become their ids, as in `tokenizers`. Nothing is added: put the first token (bos)
-  // there yourself, see ModelConfig::bos_token_id.
-  std::vector<int32_t> Encode(absl::string_view text) const;
+  // Ids of `text` (UTF-8; invalid bytes are kept as bytes). Nothing is added: put the first token
+  // (bos) there yourself, see ModelConfig::bos_token_id.
+  std::vector<int32_t> Encode(absl::string_view text,
+                              SpecialTokens special = SpecialTokens::kRecognized) const;
   // Bytes of `ids`, special tokens left out; may end inside a UTF-8 character.
   std::string Decode(absl::Span<const int32_t> ids) const;
   // Decoded bytes of one id; empty for special tokens and unknown ids.

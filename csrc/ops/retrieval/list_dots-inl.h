@@ -72,19 +72,32 @@ HWY_INLINE void StoreSumsOfFour(D d, V a, V b, V c, V e, float* out) {
 }
 #endif
 
-// The addresses of kBlockLists rows, each prefetching its successor of a few blocks later.
+// The rows of a view in blocks of kBlockLists. Where fewer are left, the last row stands for them.
 template <typename T>
-HWY_INLINE void PointAtRows(const T* rows, int64_t row_elements, int32_t first, int32_t count,
-                            const T* out[kBlockLists]) {
-  for (int l = 0; l < kBlockLists; ++l) {
-    const int64_t i = std::min(first + l, count - 1);
-    out[l] = rows + i * row_elements;
-    const char* const bytes = reinterpret_cast<const char*>(out[l]);
-    for (size_t at = 0; at < row_elements * sizeof(T); at += 64) {
-      hwy::Prefetch(bytes + kPrefetchBytes + at);
+struct RowBlocks {
+  RowBlocks(const void* rows, int64_t row_elements, int32_t nlist)
+      : rows(static_cast<const T*>(rows)), row_elements(row_elements), nlist(nlist) {}
+
+  HWY_INLINE void Point(int32_t first, const T* out[kBlockLists]) const {
+    const T* const row = rows + first * row_elements;
+    if (HWY_LIKELY(nlist - first >= kBlockLists)) {
+      for (int l = 0; l < kBlockLists; ++l) out[l] = row + l * row_elements;
+    } else {
+      for (int l = 0; l < kBlockLists; ++l) {
+        out[l] = row + std::min(l, nlist - first - 1) * row_elements;
+      }
+    }
+    const char* const ahead = reinterpret_cast<const char*>(row) + kPrefetchBytes;
+    const int64_t block_bytes = kBlockLists * row_elements * static_cast<int64_t>(sizeof(T));
+    for (int64_t at = 0; at < block_bytes; at += 256) {
+      for (int line = 0; line < 256; line += 64) hwy::Prefetch(ahead + at + line);
     }
   }
-}
+
+  const T* rows;
+  int64_t row_elements;
+  int32_t nlist;
+};
 
 // dots[h * stride + l] = dot(query head h, list l) of kBlockLists int8 lists. `D16` has no more
 // lanes than divide head_dim.
@@ -180,12 +193,15 @@ HWY_INLINE void DotBlockFloat(const typename Lists::T* const* lists, const float
   }
 }
 
-template <int kHeads, class D16>
+// kHeadDim: 0, or head_dim known to the compiler, whose loop over channels then vanishes.
+template <int kHeads, int kHeadDim, class D16>
 HWY_INLINE void DotViewInt8(D16 d16, const ListsView& view, const int16_t* queries,
                             int32_t head_dim, float* dots, int64_t stride) {
+  if constexpr (kHeadDim != 0) head_dim = kHeadDim;
+  const RowBlocks<int8_t> rows(view.centroids, head_dim, view.nlist);
   const int8_t* lists[kBlockLists];
   for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
-    PointAtRows(static_cast<const int8_t*>(view.centroids), head_dim, i, view.nlist, lists);
+    rows.Point(i, lists);
     DotBlockInt8<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
   }
 }
@@ -194,10 +210,10 @@ template <int kHeads, class Lists>
 HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const float* queries,
                              int32_t head_dim, float* dots, int64_t stride) {
   using T = typename Lists::T;
+  const RowBlocks<T> rows(view.centroids, int64_t{rows_per_list} * head_dim, view.nlist);
   const T* lists[kBlockLists];
   for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
-    PointAtRows(static_cast<const T*>(view.centroids), int64_t{rows_per_list} * head_dim, i,
-                view.nlist, lists);
+    rows.Point(i, lists);
     DotBlockFloat<kHeads, Lists>(lists, queries, head_dim, dots + i, stride);
   }
 }
@@ -211,11 +227,13 @@ HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query,
   const int16_t* const queries_int16 = query.query_int16 + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      if (head_dim % hn::Lanes(d16) == 0) {
-        DotViewInt8<kHeads>(d16, view, queries_int16, head_dim, dots, stride);
+      if (head_dim == 128) {
+        DotViewInt8<kHeads, 128>(d16, view, queries_int16, head_dim, dots, stride);
+      } else if (head_dim % hn::Lanes(d16) == 0) {
+        DotViewInt8<kHeads, 0>(d16, view, queries_int16, head_dim, dots, stride);
       } else {  // an odd multiple of 16 with vectors of 32
-        DotViewInt8<kHeads>(hn::CappedTag<int16_t, 16>(), view, queries_int16, head_dim, dots,
-                            stride);
+        DotViewInt8<kHeads, 0>(hn::CappedTag<int16_t, 16>(), view, queries_int16, head_dim, dots,
+                               stride);
       }
       return;
     case CentroidForm::kBFloat16:

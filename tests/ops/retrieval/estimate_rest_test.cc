@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
+#include "tests/ops/retrieval/each_target.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/testing/random.h"
 

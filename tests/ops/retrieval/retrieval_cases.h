@@ -4,7 +4,6 @@
 #define SEMKV_TESTS_OPS_RETRIEVAL_RETRIEVAL_CASES_H_
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <cmath>
@@ -88,18 +87,6 @@ inline std::vector<RetrievalCase> RetrievalCases() {
        .sentence_tokens = 16,
        .cluster_tokens = 0},
   };
-}
-
-// Calls `function` once for every SIMD target that this machine runs, the fallback included.
-template <typename Function>
-void ForEachTarget(const Function& function) {
-  for (int64_t target : {HWY_SCALAR, HWY_AVX2, HWY_AVX3}) {
-    if ((hwy::SupportedTargets() & target) == 0 && target != HWY_SCALAR) continue;
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    function();
-    hwy::SetSupportedTargetsForTest(0);
-  }
 }
 
 // Owns everything that the parameters of one batch point to.
