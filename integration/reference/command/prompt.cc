@@ -126,7 +126,7 @@ std::vector<MapBin> CutIntoBins(const Prompt& prompt, const reference::Tokenizer
   return bins;
 }
 
-std::vector<int32_t> FindInDocument(absl::string_view text, const Prompt& prompt,
+std::vector<int32_t> FindInDocument(const std::string& text, const Prompt& prompt,
                                     const reference::Tokenizer& tokenizer,
                                     const std::vector<MapBin>& bins) {
   std::vector<int32_t> found;
