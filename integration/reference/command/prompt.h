@@ -49,7 +49,7 @@ std::vector<MapBin> CutIntoBins(const Prompt& prompt, const reference::Tokenizer
 
 // Bins in which `text` stands as a whole word of the document, at most 8 of them; none for texts
 // shorter than two characters.
-std::vector<int32_t> FindInDocument(absl::string_view text, const Prompt& prompt,
+std::vector<int32_t> FindInDocument(const std::string& text, const Prompt& prompt,
                                     const reference::Tokenizer& tokenizer,
                                     const std::vector<MapBin>& bins);
 

@@ -285,8 +285,8 @@ void RunSession::DescribeMap() {
     std::string place = prompt_.questions[q].expected;
     if (place.empty()) place = AnswerText(dense_[q].ids);
     while (!place.empty() && place.back() == '.') place.pop_back();
-    run_.answer_bins.push_back(
-        FindInDocument(absl::StripAsciiWhitespace(place), prompt_, tokenizer, run_.bins));
+    run_.answer_bins.push_back(FindInDocument(std::string(absl::StripAsciiWhitespace(place)),
+                                              prompt_, tokenizer, run_.bins));
   }
 }
 
