@@ -109,7 +109,7 @@ TEST(KMeansTest, ObjectiveIsWithinOnePercentOfFaiss) {
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
     for (bool structured : {true, false}) {
       testing::S1Options s1;
-      s1.num_tokens = 2048;
+      s1.num_tokens = 8192;
       const std::vector<float> keys =
           structured ? testing::GenerateS1(s1).keys : testing::RandomNormal(rng, 8192 * 128);
       double ours = 0.0, faiss = 0.0;
