@@ -1,6 +1,6 @@
 // A partitioner assigns every token of a segment to exactly one inverted list. It is one of the
-// library's three seams (docs/design.md, section 1): sentences, clusters, singleton pages, and later
-// LSH buckets differ in nothing else.
+// library's three seams (docs/design.md, section 1): sentences, clusters, singleton pages, and
+// later LSH buckets differ in nothing else.
 //
 // Thread safety: Partition is const and may run in several threads at once.
 
@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "faiss_index/kmeans.h"
 
 namespace semkv {
 
@@ -23,52 +24,77 @@ struct PartitionInput {
   int32_t num_tokens = 0;  // at most kMaxSegmentTokens
   int32_t head_dim = 0;
   const float* keys = nullptr;      // [num_tokens, head_dim]; null if !uses_keys()
-  const uint8_t* closes = nullptr;  // [num_tokens]: 1 where a token closes its sentence; may be null
-                                    // if !uses_boundaries()
+  const uint8_t* closes = nullptr;  // [num_tokens]: 1 where a token closes its sentence; may be
+                                    // null if !uses_boundaries()
 };
 
-// Inverted lists in CSR form; no list is empty.
+// Inverted lists in CSR form; no list is empty, every token is in exactly one.
 struct Lists {
   std::vector<uint16_t> offsets;  // [nlist + 1], offsets[0] = 0
   std::vector<uint16_t> members;  // ascending within a list; empty: list i is the range
                                   // [offsets[i], offsets[i + 1])
+  // > 0: the last list holds the tokens whose key is not finite, so many, and no other list has
+  // one. No score can rank it: attend it always. 0: there is no such list.
+  int32_t num_nonfinite = 0;
+
   int32_t nlist() const { return offsets.empty() ? 0 : static_cast<int32_t>(offsets.size()) - 1; }
+  // Which list that is; -1 if there is none.
+  int32_t nonfinite_list() const { return num_nonfinite > 0 ? nlist() - 1 : -1; }
 };
 
 class Partitioner {
  public:
   virtual ~Partitioner() = default;
-  virtual bool uses_keys() const = 0;        // else one partition serves all layers and heads
+  virtual bool uses_keys() const = 0;  // else one partition serves all layers and heads
   virtual bool uses_boundaries() const = 0;
   // Replaces `lists`. num_tokens 0 gives no list.
   //
-  // Errors: INVALID_ARGUMENT if num_tokens is above kMaxSegmentTokens or a needed input is null.
+  // Errors: INVALID_ARGUMENT if num_tokens is below 0 or above kMaxSegmentTokens, or a needed input
+  // is null; `lists` is then unspecified.
   virtual absl::Status Partition(const PartitionInput& input, Lists* lists) const = 0;
 };
 
-// Sentences: lists end where `closes` says; longer than max_tokens they are split, shorter than
-// min_tokens they are merged with the next one (the last with the one before, if that stays within
-// max_tokens).
+// Sentences: a list ends at the first token that closes a sentence and makes at least min_tokens,
+// and at max_tokens in any case. So fragments are merged with what follows, and feeding tokens one
+// by one gives the same lists. A last list below min_tokens joins the one before if both together
+// stay within max_tokens.
+//
+// Errors: INVALID_ARGUMENT unless 1 <= min_tokens <= max_tokens.
 struct SentenceOptions {
   int32_t min_tokens = 8;  // 1: no merging (the paper)
   int32_t max_tokens = 64;
 };
-absl::StatusOr<std::unique_ptr<Partitioner>> MakeSentencePartitioner(const SentenceOptions& options);
+absl::StatusOr<std::unique_ptr<Partitioner>> MakeSentencePartitioner(
+    const SentenceOptions& options);
 
-enum class ClusterMetric : int32_t {
-  kCenteredL2 = 0,  // squared distance after subtracting the segment's mean key
-  kCosine = 1,      // 1 - cosine of the raw keys (ClusterKV); centroids are means of raw members
+enum class ClusterBackend : int32_t {
+  kSemkv = 0,  // kmeans.h: TrainKMeans
+  kFaiss = 1,  // kmeans.h: TrainWithFaiss, to compare with
 };
+// Clusters by k-means. Keys that are not finite form the last list (Lists::num_nonfinite); keys
+// that are zero, which have no direction and would drag a centroid to the origin, form the list
+// before it; both stay out of the training, so the other lists are what they would be without those
+// tokens.
+//
+// At most nlist + 1 lists come out: nlist clusters (fewer where fewer keys differ) and the keys
+// that are not finite. A list of zero keys takes the place of a cluster where there would be more.
+//
+// Errors: INVALID_ARGUMENT if mean_size is below 1, or nlist or iterations below 0.
 struct ClusterOptions {
-  int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size)
-  int32_t nlist = 0;       // > 0: this many, whatever mean_size says
+  int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size), counting
+                           // tokens whose key is finite and not zero
+  int32_t nlist = 0;       // > 0: this many, whatever mean_size says; at most one per such token
   ClusterMetric metric = ClusterMetric::kCenteredL2;
   int32_t iterations = 10;  // stops early when fewer than 0.1 % of the labels change
   uint64_t seed = 1;
+  KMeansInit init = KMeansInit::kStratified;
+  ClusterBackend backend = ClusterBackend::kSemkv;
 };
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options);
 
 // Singletons: every page of page_tokens tokens is a list (Quest's granularity).
+//
+// Errors: INVALID_ARGUMENT if page_tokens is below 1.
 absl::StatusOr<std::unique_ptr<Partitioner>> MakePagePartitioner(int32_t page_tokens);
 
 }  // namespace semkv

@@ -239,7 +239,9 @@ SEMKV_EXPORT int semkv_sequence_share_prefix(semkv_context* context, semkv_seque
  * max_sequence_tokens. */
 SEMKV_EXPORT int semkv_sequence_append(semkv_context* context, semkv_sequence sequence,
                                        int32_t num_tokens, const int32_t* ids, int32_t* slots);
-/* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. */
+/* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. Every token of
+ * `sequence` must have been written in every layer.
+ * Errors: NOT_FOUND; RESOURCE_EXHAUSTED at max_sequences. */
 SEMKV_EXPORT int semkv_sequence_fork(semkv_context* context, semkv_sequence sequence,
                                      semkv_sequence* fork);
 SEMKV_EXPORT int semkv_sequence_release(semkv_context* context, semkv_sequence sequence);
@@ -282,11 +284,12 @@ typedef struct semkv_page_tag {
   int32_t first_sentence; /* id of the first sentence that touches the page, counted from the start
                              of the sequence; -1: not known */
   int32_t num_sentences;
-  int32_t cluster; /* -1: position pages hold tokens of many clusters */
-  int32_t first_position;
-  int32_t fill;        /* tokens in the page */
-  uint32_t generation; /* raised whenever the page is given away */
-  int32_t provenance;
+  int32_t cluster;        /* -1: position pages hold tokens of many clusters */
+  int32_t first_position; /* -1: the page is empty */
+  int32_t fill;           /* tokens in the page */
+  int32_t provenance;     /* SEMKV_PROVENANCE_*, the worst of its tokens */
+  uint32_t reserved;
+  uint64_t generation; /* raised whenever the page gets new content */
 } semkv_page_tag;
 
 SEMKV_EXPORT int semkv_pages_get_tag(semkv_context* context, int32_t page, semkv_page_tag* tag);
@@ -307,14 +310,13 @@ typedef struct semkv_plan semkv_plan;
 /* Why a row is attended densely; 0: it is not. */
 enum {
   SEMKV_ROW_SPARSE = 0,
-  SEMKV_ROW_DENSE_POLICY = 1,   /* the policy is dense */
-  SEMKV_ROW_MULTI_QUERY = 2,    /* more than one query token: prefill, draft verification */
-  SEMKV_ROW_SHORT_CONTEXT = 3,  /* context <= max(budget, min_context) */
-  SEMKV_ROW_DENSE_LAYER = 4,    /* one of the policy's dense layers */
-  SEMKV_ROW_NOT_INDEXED = 5,    /* semkv_index was not called after prefill */
-  SEMKV_ROW_NONFINITE_KEYS = 6, /* more tokens must always be attended than the budget holds */
-  SEMKV_ROW_REQUESTED = 7,      /* SEMKV_ATTEND_DENSE */
-  SEMKV_NUM_ROW_REASONS = 8
+  SEMKV_ROW_DENSE_POLICY = 1,  /* the policy is dense */
+  SEMKV_ROW_MULTI_QUERY = 2,   /* more than one query token: prefill, draft verification */
+  SEMKV_ROW_SHORT_CONTEXT = 3, /* context <= max(budget, min_context) */
+  SEMKV_ROW_DENSE_LAYER = 4,   /* one of the policy's dense layers */
+  SEMKV_ROW_NOT_INDEXED = 5,   /* semkv_index was not called after prefill */
+  SEMKV_ROW_REQUESTED = 6,     /* SEMKV_ATTEND_DENSE */
+  SEMKV_NUM_ROW_REASONS = 7
 };
 /* "sparse", "dense_policy", ...; NULL for a number that is no reason. Static. */
 SEMKV_EXPORT const char* semkv_row_reason_name(int32_t reason);
@@ -406,11 +408,11 @@ SEMKV_EXPORT int semkv_sequence_info_get(semkv_context* context, semkv_sequence 
 SEMKV_EXPORT int semkv_explain(semkv_context* context, char* text, size_t capacity, size_t* length);
 
 enum {
-  SEMKV_EVENT_SEGMENT_SEALED = 1,   /* a = sequence, b = first token, c = number of tokens */
-  SEMKV_EVENT_SENTENCE_CLOSED = 2,  /* a = sequence, b = first token, c = number of tokens */
-  SEMKV_EVENT_WINDOW_CLUSTERED = 3, /* a = sequence, b = first token, c = number of tokens */
-  SEMKV_EVENT_REPARTITIONED = 4,    /* a = sequence, b = first token, c = number of tokens */
-  SEMKV_EVENT_DROPPED = 5           /* a = events lost because nobody drained */
+  SEMKV_EVENT_SEGMENT_SEALED = 1,    /* a = sequence, b = first token, c = number of tokens */
+  SEMKV_EVENT_SENTENCES_CLOSED = 2,  /* a = sequence, b = first token of the tail, c = sentences */
+  SEMKV_EVENT_WINDOWS_CLUSTERED = 3, /* a = sequence, b = first token of the tail, c = windows */
+  SEMKV_EVENT_REPARTITIONED = 4,     /* a = sequence, b = first token, c = number of tokens */
+  SEMKV_EVENT_DROPPED = 5            /* a = events lost because nobody drained */
 };
 typedef struct semkv_event {
   int32_t kind;

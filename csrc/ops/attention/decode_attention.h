@@ -1,8 +1,8 @@
 // Attention of one query token per row over that row's keys and values, wherever they are:
 //
-//   s[t]      = scale * dot(q[r, h], K[t, g])          (then logit_cap * tanh(s / logit_cap), if set)
-//   o[r, h]   = sum over t of exp(s[t] - lse) * V[t, g]
-//   lse[r, h] = log(sum over t of exp(s[t]))           (natural logarithm)
+//   s[t]      = scale * dot(q[r, h], K[t, g])          (then logit_cap * tanh(s / logit_cap), if
+//   set) o[r, h]   = sum over t of exp(s[t] - lse) * V[t, g] lse[r, h] = log(sum over t of
+//   exp(s[t]))           (natural logarithm)
 //
 // with g = h / (num_heads / num_kv_heads). The tokens of a dense row are those of its block table;
 // those of a sparse row are listed per selection head, as slots of two pools (docs/design.md, 1.1):
@@ -10,7 +10,12 @@
 // never knows what a sentence is.
 //
 // Rows are split into pieces of kDecodeSplitTokens tokens, a constant, and pieces are merged in
-// order: the result does not depend on the number of threads.
+// order (of a sparse row: list slots, then position slots): the result does not depend on the
+// number of threads. The two pools may differ in dtype.
+//
+// NaN and infinities as in IEEE arithmetic: a NaN in a key, or a score of +inf, makes the output
+// and lse of exactly the query heads that read it NaN; a score of -inf weighs 0. A row without
+// tokens, or with nothing but scores of -inf, gives out 0 and lse -inf.
 //
 // Source: Dao et al., "FlashDecoding" (split and merge by log-sum-exp); Kwon et al., SOSP 2023,
 // section 4 (block tables). Two pools and per-KV-head slot lists are ours.
@@ -47,16 +52,16 @@ struct DecodeAttentionParams {
   int64_t out_row = 0, out_head = 0;  // strides in elements
 
   int32_t num_rows = 0;
-  int32_t num_heads = 0;     // a multiple of num_kv_heads
+  int32_t num_heads = 0;  // a multiple of num_kv_heads
   int32_t num_kv_heads = 0;
-  int32_t head_dim = 0;      // 64, 80, 96, 128 or 256
+  int32_t head_dim = 0;  // 64, 80, 96, 128 or 256
   float scale = 0.0f;
   float logit_cap = 0.0f;  // 0: no soft cap
 
   KvView position;  // pool of block tables and of position slots
   KvView list;      // pool of list slots; list.k null when unused
 
-  // Dense rows. row_tokens[r] < 0 marks a sparse row.
+  // Dense rows. row_tokens[r] < 0, or row_tokens null, marks a sparse row.
   const int32_t* block_table = nullptr;  // [num_rows, block_table_stride], page ids
   int64_t block_table_stride = 0;
   const int32_t* row_tokens = nullptr;  // [num_rows]
@@ -81,7 +86,8 @@ size_t DecodeAttentionWorkspaceBytes(int32_t max_rows, int32_t num_heads, int32_
                                      int32_t head_dim, int32_t max_row_tokens);
 
 // SIMD with run-time dispatch (Highway), on the threads of `pool`. Reads K and V once per KV head
-// (once per selection). Allocates nothing. `workspace` is 64-byte aligned.
+// (once per selection), for up to 16 query heads at a time. Allocates nothing. `workspace` is
+// 64-byte aligned.
 void DecodeAttentionHost(const DecodeAttentionParams& params, void* workspace,
                          size_t workspace_bytes, ThreadPool& pool);
 

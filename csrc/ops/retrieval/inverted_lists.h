@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "csrc/ops/numeric/float_convert.h"
 #include "semkv/types.h"
 
 namespace semkv {
@@ -19,19 +20,31 @@ enum class CentroidForm : int32_t {
 };
 
 struct ListsView {
-  int32_t nlist = 0;
+  int32_t nlist = 0;           // at most 65,535
   int32_t partition = 0;       // 0 or 1: lists of equal number share one Z when they are ranked
   int32_t first_position = 0;  // position of the segment's first token; members count from it
   CentroidForm form = CentroidForm::kInt8;
-  const void* centroids = nullptr;   // [nlist, head_dim]; kBounds: [nlist, 2, head_dim], least first
-  const float* scales = nullptr;     // [nlist], kInt8 only
-  const float* center = nullptr;     // [head_dim], kInt8 and kBFloat16
-  const float* variances = nullptr;  // [nlist]; null: the variance term is 0
+  const void* centroids = nullptr;  // [nlist, head_dim]; kBounds: [nlist, 2, head_dim], least first
+  const float* scales = nullptr;    // [nlist], kInt8 only
+  const float* center = nullptr;    // [head_dim], kInt8 and kBFloat16
+  const float* variances = nullptr;   // [nlist]; null: the variance term is 0
   const uint16_t* offsets = nullptr;  // [nlist + 1]; list i has offsets[i + 1] - offsets[i] members
-  const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list is
-                                      // the range of tokens [offsets[i], offsets[i + 1])
+  const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list
+                                      // is the range of tokens [offsets[i], offsets[i + 1])
   const uint16_t* value_means = nullptr;  // [nlist, head_dim] bf16; null: lists are never estimated
+  const uint16_t* excluded = nullptr;  // [num_excluded]: tokens of the segment whose key is not
+  int32_t num_excluded = 0;            // finite; never selected, not even as sink or recent
 };
+
+inline int32_t ListSize(const ListsView& view, int32_t i) {
+  return view.offsets[i + 1] - view.offsets[i];
+}
+
+// Position in the row of member `j` of list `i`.
+inline int32_t MemberPosition(const ListsView& view, int32_t i, int32_t j) {
+  const int32_t at = view.offsets[i] + j;
+  return view.first_position + (view.members != nullptr ? view.members[at] : at);
+}
 
 // What the ranking adds for the spread of a list's keys around its centroid, v = scale^2 *
 // |q|^2 / head_dim * variance (docs/design.md, section 4).

@@ -7,8 +7,11 @@
 //   key[i]   = sum (or max) over the heads h of the selection of exp(s[h, i]) / Z[h, p(i)]
 //
 // key is the list's estimated attention mass per token. kBounds lists: the dot product is Quest's
-// upper bound, sum over channels of max(q * least, q * greatest), without a variance term. A list
-// whose score is not a number, or of size 0, gets key -1 and is never selected.
+// upper bound, sum over channels of max(q * least, q * greatest), without a variance term.
+//
+// A list whose score is not a number for some head of the selection, or of size 0, gets key -1, is
+// never selected and counts in no Z. A query head with a channel that is not finite makes every
+// score of its selection not a number. Lists of score +inf share the mass of their head alone.
 //
 // The lists of (row, selection) are numbered through its views in order: list id.
 //
@@ -39,11 +42,13 @@ struct ScoreListsParams {
   int32_t head_dim = 0;        // a multiple of 16, at most 256
   float scale = 0.0f;
 
-  const RetrievalRow* rows = nullptr;   // [num_rows]
-  const ListsView* views = nullptr;     // views[view_begin[p] .. view_begin[p + 1]) belong to
-  const int32_t* view_begin = nullptr;  // p = r * num_selections + s; [num_rows * num_selections + 1]
+  const RetrievalRow* rows = nullptr;  // [num_rows]
+  const ListsView* views = nullptr;    // views[view_begin[p] .. view_begin[p + 1]) belong to
+  const int32_t* view_begin =
+      nullptr;  // p = r * num_selections + s; [num_rows * num_selections + 1]
 
-  float* keys = nullptr;  // out: [num_rows, num_selections, keys_stride]
+  float* keys = nullptr;    // out: [num_rows, num_selections, keys_stride]; past the last list of a
+                            // (row, selection) nothing is written
   int64_t keys_stride = 0;  // >= lists of any (row, selection)
 };
 

@@ -1,15 +1,18 @@
 // Takes lists in descending order of key (ties: lower list id first) until the row's budget is
 // exactly filled, and writes the tokens taken as position slots:
 //
-//   taken = sinks + recent + lists; a token already taken is not counted again (a bitmap per row and
-//   selection), so lists of two partitions can be ranked jointly and each token is attended once;
-//   the last list is trimmed to the exact budget, its most recent (or earliest) members kept.
+//   taken = sinks + recent + lists; a token already taken is not counted again (a bitmap per row
+//   and selection), so lists of two partitions can be ranked jointly and each token is attended
+//   once; the last list is trimmed to the exact budget, its most recent (or earliest) members kept.
 //
 // Slots are written in ascending order of position: equal sets give equal sums in attention, and
 // neighbours in memory are read as neighbours.
 //
 // With mass_target the walk also stops at the fewest lists whose estimated share of the lists' mass
 // reaches it: a newly taken token counts its list's key / (heads of the selection).
+//
+// If the lists do not suffice, the count is less than the budget; nothing past it is written.
+// Members at or past num_tokens are passed over.
 //
 // Source: ClusterKV section III-C (take clusters until the budget, trim the last); exact budget,
 // joint order and the bitmap are ours (docs/design.md, sections 1 and 4).
@@ -35,7 +38,8 @@ struct SelectListsParams {
   const RetrievalRow* rows = nullptr;   // [num_rows]
   const ListsView* views = nullptr;     // as in ScoreListsParams
   const int32_t* view_begin = nullptr;  // [num_rows * num_selections + 1]
-  const float* keys = nullptr;          // [num_rows, num_selections, keys_stride]; < 0: never taken
+  const float* keys = nullptr;          // [num_rows, num_selections, keys_stride]; < 0 or not a
+                                        // number: never taken
   int64_t keys_stride = 0;
 
   int32_t* slots = nullptr;      // out: [num_rows, num_selections, slots_stride]
@@ -53,6 +57,16 @@ void SelectListsHost(const SelectListsParams& params, void* workspace, size_t wo
 
 // Full sort, std::set of taken tokens: the specification.
 void SelectListsReference(const SelectListsParams& params);
+
+// ScoreListsHost and SelectListsHost in one parallel region: a task selects while what it scored is
+// in its core's cache. What a decode step calls.
+//
+// REQUIRES: `score` and `select` describe the same rows and views. If score.keys is null the keys
+// stay in the workspace; select.keys is not read.
+size_t RetrieveWorkspaceBytes(int32_t num_heads, int32_t num_selections, int32_t head_dim,
+                              int32_t max_row_tokens, int32_t max_lists, int num_threads);
+void RetrieveHost(const ScoreListsParams& score, const SelectListsParams& select, void* workspace,
+                  size_t workspace_bytes, ThreadPool& pool);
 
 }  // namespace semkv
 

@@ -1,0 +1,58 @@
+# Two commands do everything: `make demo` (the main job) and `make test` (all tests). Each installs
+# the Debian packages it needs when root or sudo is there.
+
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+DEMO := build/demo
+
+.PHONY: demo test test-core bench soak tsan tidy format check-format packages release asan clean
+
+demo: release
+	@mkdir -p $(DEMO)
+	build/release/semkv run --model models/semkv-tiny --prompt-file models/demo/document.txt \
+	  --questions-file models/demo/questions.json \
+	  --policy dense --policy hybrid --policy sentence --policy cluster --policy pages \
+	  --policy quest --policy window --policy sentencekv --policy clusterkv \
+	  --budget 512 --force-sparse --max-new-tokens 16 \
+	  --json $(DEMO)/report.json --html $(DEMO)/report.html
+	@echo "report: $(DEMO)/report.html (open it in a browser), $(DEMO)/report.json"
+
+test: test-core
+
+# Tests of the optimised build, then the C++ tests again under AddressSanitizer and
+# UndefinedBehaviorSanitizer.
+test-core: release asan
+	ctest --preset release -j $(JOBS)
+	ctest --preset asan -j $(JOBS)
+
+bench: release
+	build/release/semkv_bench --ratios
+
+# Long random runs, ThreadSanitizer and clang-tidy: too long for every commit.
+soak: tsan asan
+	SEMKV_SOAK=20 ctest --preset asan
+	SEMKV_SOAK=5 ctest --preset tsan
+
+release asan tsan: packages
+	@cmake --preset $@ > build/$@-configure.log 2>&1 || { cat build/$@-configure.log; exit 1; }
+	@grep 'semkv:' build/$@-configure.log || true
+	@cmake --build --preset $@ -j $(JOBS) -- --quiet
+
+tidy: packages
+	@tools/install_packages.sh clang-tidy
+	cmake --preset tidy && cmake --build --preset tidy -j $(JOBS)
+
+format:
+	@tools/install_packages.sh clang-format
+	git ls-files '*.h' '*.cc' '*.c' | xargs clang-format -i
+
+check-format:
+	@tools/install_packages.sh clang-format
+	git ls-files '*.h' '*.cc' '*.c' | xargs clang-format --dry-run -Werror
+
+packages:
+	@tools/install_packages.sh
+	@mkdir -p build
+
+clean:
+	rm -rf build

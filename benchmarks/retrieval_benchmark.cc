@@ -1,0 +1,139 @@
+// Scoring and selecting the lists of one layer of Llama-3-8B (8 KV heads of 4 query heads, 128
+// channels, int8 centroids) for one row on one thread. Each call works on another layer, so that
+// centroids come from memory; between two calls the same number of bytes is read plainly from a
+// layer that neither used, which is what `read_us` and `reads` (time / read_us) compare with.
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "csrc/ops/parallel/thread_pool.h"
+#include "csrc/ops/retrieval/score_lists.h"
+#include "csrc/ops/retrieval/select_lists.h"
+#include "tests/ops/retrieval/retrieval_cases.h"
+
+namespace semkv {
+namespace {
+
+using ::semkv::testing::RetrievalCase;
+using ::semkv::testing::RetrievalInput;
+
+enum Operation : int64_t { kScore = 0, kSelect = 1, kRetrieve = 2 };
+enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1 };
+
+constexpr int64_t kCacheBytes = 80 << 20;  // of centroids; twice what the L3 of a server holds
+
+// Layers of one context length and policy, enough to overflow the caches.
+struct Layers {
+  Layers(int32_t context, int64_t policy) {
+    RetrievalCase c;
+    c.contexts = {context};
+    c.num_heads = 32;
+    c.num_selections = 8;
+    c.head_dim = 128;
+    c.q_dtype = DType::kBFloat16;
+    c.budget = 2048;
+    c.segment_tokens = 8192;
+    if (policy == kClustersOf64) {
+      c.sentence_tokens = 0;
+      c.cluster_tokens = 64;
+    }
+    for (int64_t bytes = 0; bytes < kCacheBytes; bytes += layers.back()->centroid_bytes()) {
+      layers.push_back(std::make_unique<RetrievalInput>(c, layers.size()));
+      const size_t needed = layers.back()->RetrieveWorkspace(1).size();
+      if (needed > workspace.size()) workspace.resize(needed);
+      ScoreListsHost(layers.back()->Score(), workspace.data(), workspace.size(), pool);
+    }
+  }
+
+  RetrievalInput& layer(int64_t i) { return *layers[i % layers.size()]; }
+
+  void Run(int64_t operation, int64_t i) {
+    ScoreListsParams score = layer(i).Score();
+    switch (operation) {
+      case kScore:
+        ScoreListsHost(score, workspace.data(), workspace.size(), pool);
+        return;
+      case kSelect:
+        SelectListsHost(layer(i).Select(), workspace.data(), workspace.size(), pool);
+        return;
+      case kRetrieve:
+        score.keys = nullptr;
+        RetrieveHost(score, layer(i).Select(), workspace.data(), workspace.size(), pool);
+        return;
+    }
+  }
+
+  // Reads the centroids of layer `i`.
+  uint64_t Read(int64_t i) {
+    typedef uint64_t Words __attribute__((vector_size(16), aligned(1)));
+    Words sums[8] = {};
+    for (const ListsView& view : layer(i).views()) {
+      const uint8_t* const p = static_cast<const uint8_t*>(view.centroids);
+      const int64_t bytes = int64_t{view.nlist} * 128;
+      for (int64_t at = 0; at < bytes; at += 128) {
+        for (int j = 0; j < 8; ++j) sums[j] ^= *reinterpret_cast<const Words*>(p + at + 16 * j);
+      }
+    }
+    uint64_t sum = 0;
+    for (const Words& words : sums) sum ^= words[0] ^ words[1];
+    return sum;
+  }
+
+  std::vector<std::unique_ptr<RetrievalInput>> layers;
+  std::vector<uint8_t> workspace;
+  ThreadPool pool{1};
+};
+
+template <typename Function>
+double Seconds(const Function& function) {
+  const auto start = std::chrono::steady_clock::now();
+  function();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Arguments: Operation, context, Policy.
+void BM_Retrieval(benchmark::State& state) {
+  static std::unique_ptr<Layers> layers;
+  static int64_t made_for[2] = {-1, -1};
+  if (made_for[0] != state.range(1) || made_for[1] != state.range(2)) {
+    layers = nullptr;
+    layers = std::make_unique<Layers>(static_cast<int32_t>(state.range(1)), state.range(2));
+    made_for[0] = state.range(1);
+    made_for[1] = state.range(2);
+  }
+  std::vector<double> run, read;
+  int64_t i = 0;
+  for (auto _ : state) {
+    run.push_back(Seconds([&] { layers->Run(state.range(0), i); }));
+    const int64_t other = i + static_cast<int64_t>(layers->layers.size()) / 2;
+    read.push_back(Seconds([&] { benchmark::DoNotOptimize(layers->Read(other)); }));
+    state.SetIterationTime(run.back());
+    ++i;
+  }
+  std::sort(run.begin(), run.end());
+  std::sort(read.begin(), read.end());
+  const double bytes = static_cast<double>(layers->layers[0]->centroid_bytes());
+  state.counters["MB"] = bytes / 1e6;
+  state.counters["best_us"] = run[0] * 1e6;
+  state.counters["median_us"] = run[run.size() / 2] * 1e6;
+  state.counters["read_us"] = read[0] * 1e6;
+  state.counters["read_GBps"] = bytes / read[0] / 1e9;
+  state.counters["GBps"] = bytes / run[0] / 1e9;
+  state.counters["reads"] = run[0] / read[0];
+}
+BENCHMARK(BM_Retrieval)
+    ->ArgNames({"op", "context", "hybrid"})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {8192}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {32768}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {131072}, {kClustersOf64, kHybrid}})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace semkv

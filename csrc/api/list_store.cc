@@ -1,0 +1,171 @@
+#include "csrc/api/list_store.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "csrc/ops/cache/list_means.h"
+
+namespace semkv {
+namespace {
+
+// Re-lays [cells, old_stride] as [cells, new_stride].
+template <typename T>
+void Restride(std::vector<T>* data, int64_t cells, int64_t old_stride, int64_t new_stride) {
+  std::vector<T> wider(cells * new_stride);
+  for (int64_t cell = 0; cell < cells; ++cell) {
+    std::copy_n(data->begin() + cell * old_stride, old_stride, wider.begin() + cell * new_stride);
+  }
+  *data = std::move(wider);
+}
+
+}  // namespace
+
+ListStore::ListStore(const ListStoreShape& shape) : shape_(shape), nlist_(shape.num_cells, 0) {
+  centers_.resize(int64_t{shape.num_cells} * shape.head_dim, 0.0f);
+  if (shape.ranges) {
+    offsets_.push_back(0);
+  } else {
+    offsets_.resize(shape.num_cells, 0);  // stride max_lists_ + 1 with max_lists_ 0
+  }
+}
+
+int64_t ListStore::centroid_bytes() const {
+  switch (shape_.form) {
+    case CentroidForm::kInt8:
+      return shape_.head_dim;
+    case CentroidForm::kBFloat16:
+      return int64_t{2} * shape_.head_dim;
+    case CentroidForm::kFloat32:
+    case CentroidForm::kBounds:
+      break;
+  }
+  return int64_t{4} * shape_.head_dim;
+}
+
+void ListStore::Reserve(int32_t max_lists, int32_t max_members) {
+  const int64_t cells = shape_.num_cells;
+  if (max_lists > max_lists_) {
+    Restride(&centroids_, cells, max_lists_ * centroid_bytes(), max_lists * centroid_bytes());
+    if (shape_.form == CentroidForm::kInt8) Restride(&scales_, cells, max_lists_, max_lists);
+    if (shape_.form != CentroidForm::kBounds) Restride(&variances_, cells, max_lists_, max_lists);
+    if (shape_.value_means) {
+      const int64_t d = shape_.head_dim;
+      Restride(&value_means_, cells, max_lists_ * d, max_lists * d);
+    }
+    if (shape_.ranges) {
+      offsets_.reserve(max_lists + 1);
+    } else {
+      Restride(&offsets_, cells, max_lists_ + 1, max_lists + 1);
+    }
+    max_lists_ = max_lists;
+  }
+  if (!shape_.ranges && max_members > max_members_) {
+    Restride(&members_, cells, max_members_, max_members);
+    max_members_ = max_members;
+  }
+}
+
+void ListStore::SetCenter(int32_t cell, const float* center) {
+  std::copy_n(center, shape_.head_dim, &centers_[int64_t{cell} * shape_.head_dim]);
+}
+
+void ListStore::AppendRanges(int32_t nlist, const uint16_t* offsets, int32_t shift) {
+  assert(shape_.ranges && offsets_.back() == offsets[0] + shift);
+  for (int32_t i = 1; i <= nlist; ++i)
+    offsets_.push_back(static_cast<uint16_t>(offsets[i] + shift));
+}
+
+void ListStore::AppendPlaces(int32_t cell, const NewLists& lists) {
+  const int32_t n = nlist_[cell];
+  uint16_t* const offsets = &offsets_[int64_t{cell} * (max_lists_ + 1)];
+  const int32_t first_member = offsets[n];
+  const int32_t num_members = lists.offsets[lists.nlist] - lists.offsets[0];
+  assert(first_member + num_members <= max_members_);
+  for (int32_t i = 1; i <= lists.nlist; ++i) {
+    offsets[n + i] = static_cast<uint16_t>(first_member + lists.offsets[i] - lists.offsets[0]);
+  }
+  uint16_t* const members = &members_[int64_t{cell} * max_members_ + first_member];
+  for (int32_t i = 0; i < num_members; ++i) {
+    const int32_t from = lists.offsets[0] + i;
+    const int32_t member = lists.members != nullptr ? lists.members[from] : from;
+    members[i] = static_cast<uint16_t>(member + lists.member_shift);
+  }
+}
+
+void ListStore::AppendVectors(int32_t cell, const NewLists& lists) {
+  const int64_t d = shape_.head_dim;
+  const int64_t at = int64_t{cell} * max_lists_ + nlist_[cell];
+  void* const to = &centroids_[at * centroid_bytes()];
+  switch (shape_.form) {
+    case CentroidForm::kInt8:
+      EncodeInt8(lists.means, center(cell), lists.nlist, shape_.head_dim, static_cast<int8_t*>(to),
+                 &scales_[at]);
+      break;
+    case CentroidForm::kBFloat16:
+      EncodeBFloat16(lists.means, center(cell), lists.nlist, shape_.head_dim,
+                     static_cast<uint16_t*>(to));
+      break;
+    case CentroidForm::kFloat32:
+      std::copy_n(lists.means, lists.nlist * d, static_cast<float*>(to));
+      break;
+    case CentroidForm::kBounds:
+      std::copy_n(lists.bounds, lists.nlist * 2 * d, static_cast<uint16_t*>(to));
+      break;
+  }
+  if (shape_.form != CentroidForm::kBounds) {
+    std::copy_n(lists.variances, lists.nlist, &variances_[at]);
+  }
+  if (shape_.value_means && lists.value_means != nullptr) {
+    EncodeBFloat16(lists.value_means, nullptr, lists.nlist, shape_.head_dim, &value_means_[at * d]);
+  }
+}
+
+void ListStore::AppendCell(int32_t cell, const NewLists& lists) {
+  assert(nlist_[cell] + lists.nlist <= max_lists_);
+  if (lists.nlist == 0) return;
+  if (!shape_.ranges) AppendPlaces(cell, lists);
+  AppendVectors(cell, lists);
+  nlist_[cell] += lists.nlist;
+}
+
+ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partition,
+                          int32_t first_list) const {
+  ListsView view;
+  const int64_t at = int64_t{cell} * max_lists_ + first_list;
+  view.nlist = nlist_[cell] - first_list;
+  view.partition = partition;
+  view.first_position = first_position;
+  view.form = shape_.form;
+  if (view.nlist <= 0) {
+    view.nlist = 0;
+    return view;
+  }
+  view.centroids = &centroids_[at * centroid_bytes()];
+  if (shape_.form == CentroidForm::kInt8) view.scales = &scales_[at];
+  if (shape_.form == CentroidForm::kInt8 || shape_.form == CentroidForm::kBFloat16) {
+    view.center = center(cell);
+  }
+  if (shape_.form != CentroidForm::kBounds) view.variances = &variances_[at];
+  if (shape_.ranges) {
+    view.offsets = &offsets_[first_list];
+  } else {
+    view.offsets = &offsets_[int64_t{cell} * (max_lists_ + 1) + first_list];
+    view.members = &members_[int64_t{cell} * max_members_];
+  }
+  if (shape_.value_means) view.value_means = &value_means_[at * shape_.head_dim];
+  return view;
+}
+
+int64_t ListStore::num_lists() const {
+  int64_t total = 0;
+  for (int32_t n : nlist_) total += n;
+  return total;
+}
+
+int64_t ListStore::bytes() const {
+  return static_cast<int64_t>(centroids_.size() + 4 * (scales_.size() + variances_.size()) +
+                              4 * centers_.size() +
+                              2 * (offsets_.size() + members_.size() + value_means_.size()));
+}
+
+}  // namespace semkv

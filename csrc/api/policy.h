@@ -1,0 +1,46 @@
+// Policies: names, defaults, validation, and what each means for the index and the decode step.
+
+#ifndef SEMKV_API_POLICY_H_
+#define SEMKV_API_POLICY_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "csrc/ops/retrieval/inverted_lists.h"
+#include "semkv/semkv.h"
+
+namespace semkv {
+
+// Defaults of a kind. Requires 0 <= kind < SEMKV_NUM_POLICIES.
+semkv_policy DefaultPolicy(int32_t kind);
+
+// "hybrid", ...; null for a number that is no policy.
+const char* PolicyName(int32_t kind);
+// The number of a name, or -1.
+int32_t PolicyKind(const char* name);
+
+// "sparse", "dense_policy", ...; null for a number that is no SEMKV_ROW_* reason.
+const char* RowReasonName(int32_t reason);
+
+// Errors: INVALID_ARGUMENT names the field and both numbers.
+absl::Status ValidatePolicy(const semkv_policy& policy);
+
+inline bool UsesSentences(const semkv_policy& policy) {
+  return policy.kind == SEMKV_POLICY_HYBRID || policy.kind == SEMKV_POLICY_SENTENCE ||
+         policy.kind == SEMKV_POLICY_SENTENCEKV;
+}
+
+// Does the policy read inverted lists, so that semkv_index must have been called?
+inline bool UsesLists(const semkv_policy& policy) {
+  return policy.kind != SEMKV_POLICY_DENSE && policy.kind != SEMKV_POLICY_WINDOW;
+}
+
+// Number of first layers attended densely in a model of `num_layers`.
+inline int32_t DenseLayers(const semkv_policy& policy, int32_t num_layers) {
+  if (policy.dense_layers >= 0) return policy.dense_layers;
+  return num_layers >= 12 ? 2 : 0;
+}
+
+}  // namespace semkv
+
+#endif  // SEMKV_API_POLICY_H_

@@ -1,0 +1,336 @@
+#include "csrc/api/sequence_index.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "csrc/api/segment_builder.h"
+#include "csrc/status_macros.h"
+
+namespace semkv {
+namespace {
+
+// Room in the tail grows by this many tokens, always at least a window ahead, so that steps between
+// windows allocate nothing.
+constexpr int32_t kTailGrowth = 1024;
+
+ListStoreShape StoreShape(const KeySource& source, const IndexRecipe& recipe, bool ranges) {
+  ListStoreShape shape;
+  shape.num_cells = source.num_cells();
+  shape.head_dim = source.head_dim;
+  shape.form = recipe.form;
+  shape.ranges = ranges;
+  shape.value_means = recipe.value_means;
+  return shape;
+}
+
+bool RowIsFinite(const float* row, int32_t head_dim) {
+  float sum = 0.0f;  // finite summands of opposite sign cannot cancel an infinity: 0 * inf is NaN
+  for (int32_t c = 0; c < head_dim; ++c) sum += row[c] * 0.0f;
+  return sum == 0.0f;
+}
+
+// Mean of the finite keys; the others are listed in `excluded`.
+void CellCenter(const float* keys, int32_t num_tokens, int32_t head_dim,
+                std::vector<uint16_t>* excluded, std::vector<float>* center) {
+  center->assign(head_dim, 0.0f);
+  int32_t num_finite = 0;
+  for (int32_t t = 0; t < num_tokens; ++t) {
+    const float* const row = keys + int64_t{t} * head_dim;
+    if (!RowIsFinite(row, head_dim)) {
+      excluded->push_back(static_cast<uint16_t>(t));
+      continue;
+    }
+    ++num_finite;
+    for (int32_t c = 0; c < head_dim; ++c) (*center)[c] += row[c];
+  }
+  const float share = num_finite > 0 ? 1.0f / static_cast<float>(num_finite) : 0.0f;
+  for (float& x : *center) x *= share;
+}
+
+}  // namespace
+
+IndexScratch::IndexScratch(int32_t head_dim, int num_threads) : threads(num_threads) {
+  // Twice a segment: keys, and values when mean values are kept (segment_builder.cc).
+  for (Thread& thread : threads) thread.keys.resize(int64_t{2} * kMaxSegmentTokens * head_dim);
+  for (Thread& thread : threads) {
+    thread.means.resize(int64_t{64} * head_dim);
+    thread.value_means.resize(int64_t{64} * head_dim);
+    thread.variances.resize(64);
+    thread.bounds.resize(int64_t{128} * head_dim);
+  }
+  slots.reserve(kMaxSegmentTokens);
+  page_offsets.reserve(kMaxSegmentTokens + 1);
+  sentence_offsets.reserve(kMaxSegmentTokens + 1);
+}
+
+absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
+    const KeySource& source, int32_t first, int32_t end, const uint8_t* closes) const {
+  auto segment = std::make_shared<Segment>();
+  segment->first = first;
+  segment->num_tokens = end - first;
+  segment->excluded.resize(source.num_cells());
+  PartitionInput input;
+  input.num_tokens = segment->num_tokens;
+  input.head_dim = source.head_dim;
+  Lists ranges;
+  if (recipe_.range_partitioner != nullptr) {
+    input.closes = closes != nullptr ? closes + first : nullptr;
+    SEMKV_RETURN_IF_ERROR(recipe_.range_partitioner->Partition(input, &ranges));
+    segment->ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true));
+    segment->ranges.Reserve(ranges.nlist(), 0);
+    segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0);
+  }
+  if (recipe_.clusters) {
+    segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false));
+    // One list more than clusters: the partitioner's list of keys that are not finite.
+    segment->clusters.Reserve(std::max(1, input.num_tokens / recipe_.mean_cluster_size) + 1,
+                              input.num_tokens);
+  }
+  FillSlots(source, first, end);
+  source.pool->Run(source.num_cells(), [&](int64_t index, int thread_index) {
+    const int32_t cell = static_cast<int32_t>(index);
+    IndexScratch::Thread& thread = source.scratch->threads[thread_index];
+    GatherCellKeys(source, cell, thread);
+    std::vector<float> center;
+    CellCenter(thread.keys.data(), input.num_tokens, source.head_dim, &segment->excluded[cell],
+               &center);
+    if (!segment->ranges.empty()) {
+      segment->ranges.SetCenter(cell, center.data());
+      const CellLists lists{ranges.nlist(), ranges.offsets.data(), nullptr, 0};
+      AppendLists(source, recipe_, cell, lists, thread, &segment->ranges);
+    }
+    if (recipe_.clusters) {
+      segment->clusters.SetCenter(cell, center.data());
+      PartitionInput cell_input = input;
+      cell_input.keys = thread.keys.data();
+      thread.status.Update(recipe_.cluster_partitioner->Partition(cell_input, &thread.lists));
+      if (!thread.status.ok()) return;
+      const CellLists lists{thread.lists.nlist(), thread.lists.offsets.data(),
+                            thread.lists.members.data(), 0};
+      AppendLists(source, recipe_, cell, lists, thread, &segment->clusters);
+    }
+  });
+  SEMKV_RETURN_IF_ERROR(TakeThreadStatus(source.scratch));
+  return segment;
+}
+
+absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uint8_t* closes,
+                                 Progress* progress) {
+  int32_t first = segments_.empty() ? recipe_.num_sinks
+                                    : segments_.back()->first + segments_.back()->num_tokens;
+  std::vector<std::shared_ptr<const Segment>> built;
+  while (first < end) {
+    // Borders fall on multiples of the segment size, so that equal prefixes have equal segments.
+    const int32_t border = (first / kMaxSegmentTokens + 1) * kMaxSegmentTokens;
+    const int32_t segment_end = std::min(border, end);
+    SEMKV_ASSIGN_OR_RETURN(std::shared_ptr<const Segment> segment,
+                           BuildSegment(source, first, segment_end, closes));
+    built.push_back(std::move(segment));
+    first = segment_end;
+    ++progress->segments;
+  }
+  segments_.insert(segments_.end(), built.begin(), built.end());
+  return absl::OkStatus();
+}
+
+absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const uint8_t* closes,
+                                  Progress* progress) {
+  *progress = Progress();
+  progress->first_token = segments_.empty() ? recipe_.num_sinks : tail_.start;
+  SEMKV_RETURN_IF_ERROR(Seal(source, length, closes, progress));
+  ResetTail(source, std::max(length, recipe_.num_sinks));
+  return absl::OkStatus();
+}
+
+void SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
+  tail_ = Tail();
+  tail_.start = tail_.page_end = tail_.sentence_end = tail_.sentence_scanned = tail_.window_end =
+      start;
+  tail_.pages = ListStore(StoreShape(source, recipe_, /*ranges=*/true));
+  if (recipe_.sentences) tail_.sentences = ListStore(StoreShape(source, recipe_, true));
+  if (recipe_.clusters) tail_.clusters = ListStore(StoreShape(source, recipe_, false));
+  if (!segments_.empty()) {
+    // int8 vectors are stored relative to a center; the last segment's is near the tail's own.
+    const Segment& last = *segments_.back();
+    const ListStore& from = last.ranges.empty() ? last.clusters : last.ranges;
+    for (int32_t cell = 0; cell < source.num_cells() && !from.empty(); ++cell) {
+      tail_.pages.SetCenter(cell, from.center(cell));
+      if (recipe_.sentences) tail_.sentences.SetCenter(cell, from.center(cell));
+      if (recipe_.clusters) tail_.clusters.SetCenter(cell, from.center(cell));
+    }
+  }
+  ReserveTail();
+}
+
+void SequenceIndex::ReserveTail() {
+  const int32_t tokens =
+      std::min(tail_.reserved + kTailGrowth, kMaxSegmentTokens + kProvisionalTokens);
+  tail_.reserved = tokens;
+  tail_.pages.Reserve(CeilDiv(tokens, kProvisionalTokens), 0);
+  if (recipe_.sentences) tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0);
+  if (recipe_.clusters) {
+    const int32_t windows = CeilDiv(tokens, kWindowTokens);
+    tail_.clusters.Reserve(windows * (recipe_.window_clusters + 1), tokens);
+  }
+}
+
+absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, const uint8_t* closes,
+                                    int32_t num_closes, Progress* progress) {
+  *progress = Progress();
+  if (!indexed()) return absl::OkStatus();  // nothing to add to: semkv_index comes first
+  progress->first_token = tail_.start;
+  while (true) {
+    const int32_t full = tail_.start + kMaxSegmentTokens;
+    SEMKV_RETURN_IF_ERROR(Fold(source, std::min(length, full), closes, num_closes, progress));
+    if (length < full || num_closes < full) return absl::OkStatus();
+    SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
+    ResetTail(source, full);
+    ++progress->repartitions;
+  }
+}
+
+absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uint8_t* closes,
+                                 int32_t num_closes, Progress* progress) {
+  const int32_t start = tail_.start;
+  while (end - start + kWindowTokens > tail_.reserved &&
+         tail_.reserved < kMaxSegmentTokens + kProvisionalTokens) {
+    ReserveTail();
+  }
+  std::vector<uint16_t>& pages = source.scratch->page_offsets;
+  std::vector<uint16_t>& sentences = source.scratch->sentence_offsets;
+  pages.assign(1, static_cast<uint16_t>(tail_.page_end - start));
+  while (recipe_.provisional && start + pages.back() + kProvisionalTokens <= end) {
+    pages.push_back(static_cast<uint16_t>(pages.back() + kProvisionalTokens));
+  }
+  sentences.assign(1, static_cast<uint16_t>(tail_.sentence_end - start));
+  for (; recipe_.sentences && tail_.sentence_scanned < std::min(end, num_closes);
+       ++tail_.sentence_scanned) {
+    const int32_t tokens = tail_.sentence_scanned + 1 - (start + sentences.back());
+    const bool closed =
+        closes[tail_.sentence_scanned] != 0 && tokens >= recipe_.min_sentence_tokens;
+    if (closed || tokens == recipe_.max_sentence_tokens) {
+      sentences.push_back(static_cast<uint16_t>(tail_.sentence_scanned + 1 - start));
+    }
+  }
+  const int32_t num_windows = recipe_.clusters ? (end - tail_.window_end) / kWindowTokens : 0;
+  if (pages.size() == 1 && sentences.size() == 1 && num_windows == 0) return absl::OkStatus();
+
+  int32_t first = end;
+  if (pages.size() > 1) first = std::min(first, tail_.page_end);
+  if (sentences.size() > 1) first = std::min(first, tail_.sentence_end);
+  if (num_windows > 0) first = std::min(first, tail_.window_end);
+  FillSlots(source, first, end);
+  // Offsets count from the first gathered token; the stores count from the tail's start.
+  for (uint16_t& offset : pages) offset = static_cast<uint16_t>(offset + start - first);
+  for (uint16_t& offset : sentences) offset = static_cast<uint16_t>(offset + start - first);
+  if (pages.size() > 1) tail_.pages.AppendRanges(pages.size() - 1, pages.data(), first - start);
+  if (sentences.size() > 1) {
+    tail_.sentences.AppendRanges(sentences.size() - 1, sentences.data(), first - start);
+  }
+  source.pool->Run(source.num_cells(), [&](int64_t cell, int thread_index) {
+    IndexScratch::Thread& thread = source.scratch->threads[thread_index];
+    thread.status.Update(
+        FoldCell(source, first, end, num_windows, static_cast<int32_t>(cell), thread));
+  });
+  SEMKV_RETURN_IF_ERROR(TakeThreadStatus(source.scratch));
+  if (pages.size() > 1) tail_.page_end = first + pages.back();
+  if (sentences.size() > 1) tail_.sentence_end = first + sentences.back();
+  tail_.window_end += num_windows * kWindowTokens;
+  progress->sentences += static_cast<int32_t>(sentences.size()) - 1;
+  progress->windows += num_windows;
+  return absl::OkStatus();
+}
+
+absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int32_t end,
+                                     int32_t num_windows, int32_t cell,
+                                     IndexScratch::Thread& thread) {
+  const std::vector<uint16_t>& pages = source.scratch->page_offsets;
+  const std::vector<uint16_t>& sentences = source.scratch->sentence_offsets;
+  GatherCellKeys(source, cell, thread);
+  const CellLists page_lists{static_cast<int32_t>(pages.size()) - 1, pages.data(), nullptr, 0};
+  AppendLists(source, recipe_, cell, page_lists, thread, &tail_.pages);
+  const CellLists sentence_lists{static_cast<int32_t>(sentences.size()) - 1, sentences.data(),
+                                 nullptr, 0};
+  AppendLists(source, recipe_, cell, sentence_lists, thread, &tail_.sentences);
+  for (int32_t window = 0; window < num_windows; ++window) {
+    const int32_t window_first = tail_.window_end + window * kWindowTokens - first;
+    PartitionInput input;
+    input.num_tokens = kWindowTokens;
+    input.head_dim = source.head_dim;
+    input.keys = thread.keys.data() + int64_t{window_first} * source.head_dim;
+    SEMKV_RETURN_IF_ERROR(recipe_.window_partitioner->Partition(input, &thread.lists));
+    for (uint16_t& member : thread.lists.members) {
+      member = static_cast<uint16_t>(member + window_first);
+    }
+    const CellLists lists{thread.lists.nlist(), thread.lists.offsets.data(),
+                          thread.lists.members.data(), first - tail_.start};
+    AppendLists(source, recipe_, cell, lists, thread, &tail_.clusters);
+  }
+  return absl::OkStatus();
+}
+
+int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
+  int32_t n = 0;
+  const auto add = [&](const ListsView& view) {
+    if (view.nlist > 0) views[n++] = view;
+  };
+  for (const std::shared_ptr<const Segment>& segment : segments_) {
+    const int32_t before = n;
+    if (!segment->ranges.empty()) add(segment->ranges.View(cell, segment->first, 0));
+    if (!segment->clusters.empty()) add(segment->clusters.View(cell, segment->first, 1));
+    if (n > before && !segment->excluded[cell].empty()) {
+      views[before].excluded = segment->excluded[cell].data();
+      views[before].num_excluded = static_cast<int32_t>(segment->excluded[cell].size());
+    }
+  }
+  // What a partition of the tail has not reached yet stands in provisional lists, in each
+  // partition.
+  if (recipe_.sentences || recipe_.pages) {
+    if (recipe_.sentences) add(tail_.sentences.View(cell, tail_.start, 0));
+    const int32_t first = recipe_.sentences ? (tail_.sentence_end - tail_.start) : 0;
+    if (!tail_.pages.empty()) {
+      add(tail_.pages.View(cell, tail_.start, 0, first / kProvisionalTokens));
+    }
+  }
+  if (recipe_.clusters) {
+    if (!tail_.clusters.empty()) add(tail_.clusters.View(cell, tail_.start, 1));
+    if (recipe_.provisional && !tail_.pages.empty()) {
+      const int32_t first = tail_.window_end - tail_.start;
+      add(tail_.pages.View(cell, tail_.start, 1, first / kProvisionalTokens));
+    }
+  }
+  return n;
+}
+
+int32_t SequenceIndex::reachable_end() const {
+  return recipe_.provisional ? tail_.page_end : tail_.window_end;
+}
+
+int64_t SequenceIndex::num_lists() const {
+  int64_t total =
+      tail_.pages.num_lists() + tail_.sentences.num_lists() + tail_.clusters.num_lists();
+  for (const std::shared_ptr<const Segment>& segment : segments_) {
+    total += segment->ranges.num_lists() + segment->clusters.num_lists();
+  }
+  return total;
+}
+
+int32_t SequenceIndex::max_lists() const {
+  int32_t total = tail_.sentences.max_lists() + tail_.clusters.max_lists();
+  total += 2 * tail_.pages.max_lists();  // provisional lists of either partition
+  for (const std::shared_ptr<const Segment>& segment : segments_) {
+    total += segment->ranges.max_lists() + segment->clusters.max_lists();
+  }
+  return total;
+}
+
+int64_t SequenceIndex::bytes() const {
+  int64_t total = tail_.pages.bytes() + tail_.sentences.bytes() + tail_.clusters.bytes();
+  for (const std::shared_ptr<const Segment>& segment : segments_) {
+    total += segment->ranges.bytes() + segment->clusters.bytes();
+  }
+  return total;
+}
+
+}  // namespace semkv

@@ -1,0 +1,154 @@
+// The inverted file of one sequence: sealed segments, immutable and shared by forks, and the tail,
+// where decoded tokens are folded in as they arrive.
+//
+//   position:  0 .. sinks | segment | segment | ... | tail .................. | recent
+//
+// A segment covers at most kMaxSegmentTokens tokens. In the tail, a closed sentence becomes a list
+// at once, every kWindowTokens tokens are clustered on their own (ClusterKV, section III-D), and
+// the tokens that neither has reached yet are in provisional lists of kProvisionalTokens tokens, so
+// that nothing is ever out of reach. A full tail is repartitioned as one segment.
+//
+// Knows positions and keys; not policies at a decode step (step_plan.h), nor who owns pages.
+//
+// Thread safety: thread-compatible.
+
+#ifndef SEMKV_API_SEQUENCE_INDEX_H_
+#define SEMKV_API_SEQUENCE_INDEX_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "csrc/api/list_store.h"
+#include "csrc/ops/parallel/thread_pool.h"
+#include "faiss_index/partitioner.h"
+#include "semkv/semkv.h"
+
+namespace semkv {
+
+constexpr int32_t kProvisionalTokens = 16;
+constexpr int32_t kWindowTokens = 320;
+
+// Which lists a policy builds, and how.
+struct IndexRecipe {
+  bool sentences = false;
+  bool clusters = false;
+  bool pages = false;       // every kProvisionalTokens tokens a list, in segments too
+  bool provisional = true;  // provisional lists in the tail; else its end is always attended
+  bool value_means = false;
+  int32_t num_sinks = 0;
+  int32_t min_sentence_tokens = 1, max_sentence_tokens = 64;
+  int32_t window_clusters = 0;
+  int32_t mean_cluster_size = 0;
+  CentroidForm form = CentroidForm::kInt8;
+  std::shared_ptr<const Partitioner> range_partitioner;    // sentences or pages; null: none
+  std::shared_ptr<const Partitioner> cluster_partitioner;  // of segments
+  std::shared_ptr<const Partitioner> window_partitioner;   // of windows in the tail
+};
+
+// The recipe of a policy. Dense and window policies build nothing.
+absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy);
+
+// Per-thread room for building the lists of one cell; sized once.
+struct IndexScratch {
+  IndexScratch(int32_t head_dim, int num_threads);
+  struct Thread {
+    std::vector<float> keys, means, value_means, variances;
+    std::vector<uint16_t> bounds;
+    Lists lists;
+    absl::Status status;
+  };
+  std::vector<Thread> threads;
+  std::vector<int32_t> slots;
+  std::vector<uint16_t> page_offsets, sentence_offsets;
+};
+
+// Where the keys of a sequence are.
+struct KeySource {
+  absl::Span<const KvView> layers;
+  const int32_t* pages = nullptr;  // the sequence's block table
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  ThreadPool* pool = nullptr;
+  IndexScratch* scratch = nullptr;
+  int32_t num_cells() const { return static_cast<int32_t>(layers.size()) * num_kv_heads; }
+};
+
+// Sealed: the lists of [first, first + num_tokens).
+struct Segment {
+  int32_t first = 0;
+  int32_t num_tokens = 0;
+  ListStore ranges;                             // sentences or pages; may be empty()
+  ListStore clusters;                           // may be empty()
+  std::vector<std::vector<uint16_t>> excluded;  // [num_cells] tokens with a key that is not finite
+};
+
+class SequenceIndex {
+ public:
+  // What a call of Index or Observe built, for events and counters.
+  struct Progress {
+    int32_t segments = 0, sentences = 0, windows = 0, repartitions = 0;
+    int32_t first_token = 0;
+  };
+
+  SequenceIndex() = default;
+  explicit SequenceIndex(IndexRecipe recipe) : recipe_(std::move(recipe)) {}
+
+  // Seals every token before `length` that is not sealed yet, the tail's included. `closes`,
+  // [length], tells which tokens close a sentence; may be null without sentences.
+  absl::Status Index(const KeySource& source, int32_t length, const uint8_t* closes,
+                     Progress* progress);
+  // Folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
+  // tokens. Allocates only when a window ends or the tail grows past its room.
+  absl::Status Observe(const KeySource& source, int32_t length, const uint8_t* closes,
+                       int32_t num_closes, Progress* progress);
+
+  // Views of one cell's lists, at most max_views() of them. Returns how many were written.
+  int32_t Views(int32_t cell, ListsView* views) const;
+  int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }
+
+  bool indexed() const { return !segments_.empty() || tail_.start > 0; }
+  // Tokens from here on are in no list: they must be attended as recent ones.
+  int32_t reachable_end() const;
+  int32_t num_segments() const { return static_cast<int32_t>(segments_.size()); }
+  const std::shared_ptr<const Segment>& segment(int32_t i) const { return segments_[i]; }
+  int64_t num_lists() const;
+  // Most lists that one cell has room for: an upper bound that moves only when stores grow.
+  int32_t max_lists() const;
+  int64_t bytes() const;
+  const IndexRecipe& recipe() const { return recipe_; }
+
+ private:
+  struct Tail {
+    int32_t start = 0;         // first position of the tail
+    int32_t page_end = 0;      // provisional lists reach to here
+    int32_t sentence_end = 0;  // closed sentences reach to here
+    int32_t sentence_scanned = 0;
+    int32_t window_end = 0;  // clustered windows reach to here
+    int32_t reserved = 0;    // tokens the stores have room for
+    ListStore pages, sentences, clusters;
+  };
+
+  absl::StatusOr<std::shared_ptr<const Segment>> BuildSegment(const KeySource& source,
+                                                              int32_t first, int32_t end,
+                                                              const uint8_t* closes) const;
+  absl::Status Seal(const KeySource& source, int32_t end, const uint8_t* closes,
+                    Progress* progress);
+  void ResetTail(const KeySource& source, int32_t start);
+  void ReserveTail();
+  absl::Status Fold(const KeySource& source, int32_t end, const uint8_t* closes, int32_t num_closes,
+                    Progress* progress);
+  absl::Status FoldCell(const KeySource& source, int32_t first, int32_t end, int32_t num_windows,
+                        int32_t cell, IndexScratch::Thread& thread);
+
+  IndexRecipe recipe_;
+  std::vector<std::shared_ptr<const Segment>> segments_;
+  Tail tail_;
+};
+
+}  // namespace semkv
+
+#endif  // SEMKV_API_SEQUENCE_INDEX_H_

@@ -1,0 +1,307 @@
+// The per-layer half of a step: select and attend.
+
+#include <chrono>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "csrc/api/step_plan.h"
+#include "csrc/ops/numeric/float_convert.h"
+#include "csrc/status_macros.h"
+
+namespace semkv {
+namespace {
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+struct Strides {
+  int64_t token, head;
+};
+
+Strides QueryStrides(const semkv_attend_args& args, const semkv_options& options) {
+  if (args.q_token == 0 && args.q_head == 0) {
+    return {int64_t{options.num_heads} * options.head_dim, options.head_dim};
+  }
+  return {args.q_token, args.q_head};
+}
+
+Strides OutStrides(const semkv_attend_args& args, const semkv_options& options) {
+  if (args.out_token == 0 && args.out_head == 0) {
+    return {int64_t{options.num_heads} * options.head_dim, options.head_dim};
+  }
+  return {args.out_token, args.out_head};
+}
+
+float Scale(const semkv_attend_args& args, const semkv_options& options) {
+  return args.scale > 0.0f ? args.scale : 1.0f / std::sqrt(static_cast<float>(options.head_dim));
+}
+
+template <typename T>
+T* Advance(T* data, int64_t elements, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const uint8_t, uint8_t>;
+  return static_cast<Byte*>(data) + elements * DTypeBytes(dtype);
+}
+
+int64_t IndexBytes(const ListsView& view, int32_t head_dim) {
+  int64_t bytes = head_dim;
+  if (view.form == CentroidForm::kBFloat16) bytes *= 2;
+  if (view.form == CentroidForm::kFloat32 || view.form == CentroidForm::kBounds) bytes *= 4;
+  if (view.scales != nullptr) bytes += 4;
+  if (view.variances != nullptr) bytes += 4;
+  return bytes * view.nlist;
+}
+
+}  // namespace
+
+ScoreListsParams StepPlan::ScoreParams(const Run& run, const semkv_attend_args& args) const {
+  const semkv_options& o = context_->options();
+  const Strides strides = QueryStrides(args, o);
+  const DType dtype = static_cast<DType>(args.dtype);
+  ScoreListsParams score;
+  score.q = Advance(args.q, rows_[run.first].first_query * strides.token, dtype);
+  score.q_dtype = dtype;
+  score.q_row = strides.token;
+  score.q_head = strides.head;
+  score.num_rows = run.end - run.first;
+  score.num_heads = o.num_heads;
+  score.num_selections = run.num_selections;
+  score.head_dim = o.head_dim;
+  score.scale = Scale(args, o);
+  score.rows = retrieval_rows_.data() + run.first;
+  score.views = views_.data();
+  score.view_begin = view_begin_.data();
+  return score;
+}
+
+void StepPlan::UseMeanQueries(const Run& run, int32_t layer, const semkv_attend_args& args,
+                              ScoreListsParams* score) {
+  bool any = false;
+  for (int32_t r = run.first; r < run.end; ++r) {
+    any |= IsSparse(layer, r) && rows_[r].state->policy.mean_query != 0;
+  }
+  if (!any) return;
+  const semkv_options& o = context_->options();
+  const int64_t row_floats = int64_t{o.num_heads} * o.head_dim;
+  for (int32_t r = run.first; r < run.end; ++r) {
+    IndexedSequence& state = *rows_[r].state;
+    const bool mean = IsSparse(layer, r) && state.policy.mean_query != 0;
+    float* const sum = mean ? &state.query_sum[layer * row_floats] : nullptr;
+    const float share = 1.0f / static_cast<float>(state.query_steps + 1);
+    for (int32_t h = 0; h < o.num_heads; ++h) {
+      const int64_t from = (r - run.first) * score->q_row + h * score->q_head;
+      for (int32_t c = 0; c < o.head_dim; ++c) {
+        float x = LoadAsFloat(score->q, score->q_dtype, from + c);
+        const int64_t at = int64_t{h} * o.head_dim + c;
+        if (mean) x = (sum[at] += x) * share;
+        mean_queries_[r * row_floats + at] = x;
+      }
+    }
+  }
+  score->q = mean_queries_.data() + run.first * row_floats;
+  score->q_dtype = DType::kFloat32;
+  score->q_row = row_floats;
+  score->q_head = o.head_dim;
+}
+
+int32_t StepPlan::FillViews(const Run& run, int32_t layer) {
+  const semkv_options& o = context_->options();
+  int32_t n = 0, p = 0;
+  for (int32_t r = run.first; r < run.end; ++r) {
+    for (int32_t s = 0; s < run.num_selections; ++s, ++p) {
+      view_begin_[p] = n;
+      if (!IsSparse(layer, r)) continue;
+      const int32_t kv_head =
+          static_cast<int32_t>(int64_t{s} * o.num_kv_heads / run.num_selections);
+      n += rows_[r].state->index.Views(layer * o.num_kv_heads + kv_head, views_.data() + n);
+    }
+  }
+  view_begin_[p] = n;
+  return n;
+}
+
+void StepPlan::CountSelection(const Run& run, int32_t layer, int32_t num_views) {
+  const semkv_options& o = context_->options();
+  const int64_t token_bytes = 2 * o.head_dim * DTypeBytes(static_cast<DType>(o.kv_dtype));
+  semkv_stats& counters = context_->counters();
+  for (int32_t r = run.first; r < run.end; ++r) {
+    if (!IsSparse(layer, r)) continue;
+    for (int32_t s = 0; s < run.num_selections; ++s) {
+      const int32_t count = counts_[rows_[r].first_selection + s];
+      counters.attended_tokens += count;
+      counters.kv_bytes_read += count * token_bytes;
+      ++counters.selections;
+    }
+  }
+  for (int32_t i = 0; i < num_views; ++i) {
+    counters.index_bytes_read += IndexBytes(views_[i], o.head_dim);
+  }
+}
+
+void StepPlan::SelectRun(const Run& run, int32_t layer, const semkv_attend_args& args) {
+  const int32_t num_views = FillViews(run, layer);
+  ScoreListsParams score = ScoreParams(run, args);
+  UseMeanQueries(run, layer, args, &score);
+  const int64_t first = rows_[run.first].first_selection;
+  SelectListsParams select;
+  select.num_rows = score.num_rows;
+  select.num_selections = run.num_selections;
+  select.heads_per_selection = score.num_heads / run.num_selections;
+  select.page_tokens = context_->options().page_tokens;
+  select.rows = score.rows;
+  select.views = score.views;
+  select.view_begin = score.view_begin;
+  select.slots = slots_.data() + first * max_budget_;
+  select.positions = positions_.data() + first * max_budget_;
+  select.counts = counts_.data() + first;
+  select.slots_stride = max_budget_;
+  RetrieveHost(score, select, retrieval_scratch_.data(), retrieval_scratch_.size(),
+               context_->pool());
+  if (estimates_) EstimateRest(run, score);
+  CountSelection(run, layer, num_views);
+}
+
+void StepPlan::EstimateRest(const Run& run, const ScoreListsParams& score) {
+  const semkv_options& o = context_->options();
+  const int64_t first = rows_[run.first].first_selection;
+  EstimateRestParams estimate;
+  estimate.score = score;
+  estimate.positions = positions_.data() + first * max_budget_;
+  estimate.counts = counts_.data() + first;
+  estimate.positions_stride = max_budget_;
+  estimate.rest_out = rest_out_.data() + int64_t{run.first} * o.num_heads * o.head_dim;
+  estimate.rest_lse = rest_lse_.data() + int64_t{run.first} * o.num_heads;
+  EstimateRestHost(estimate, retrieval_scratch_.data(), retrieval_scratch_.size(),
+                   context_->pool());
+}
+
+absl::Status StepPlan::Select(int32_t layer, const semkv_attend_args& args) {
+  SEMKV_RETURN_IF_ERROR(CheckArgs(layer, args));
+  const int64_t start = NowNs();
+  for (const Run& run : runs_) {
+    bool any = false;
+    for (int32_t r = run.first; r < run.end; ++r) any |= IsSparse(layer, r);
+    if (any) SelectRun(run, layer, args);
+  }
+  layer_selected_[layer] = 1;
+  selected_layer_ = layer;
+  context_->counters().select_ns += NowNs() - start;
+  return absl::OkStatus();
+}
+
+absl::Status StepPlan::Attend(int32_t layer, const semkv_attend_args& args) {
+  SEMKV_RETURN_IF_ERROR(CheckArgs(layer, args));
+  if (args.out == nullptr) return absl::InvalidArgumentError("out is null");
+  if (context_->layers()[layer].k == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("layer ", layer, " has no storage: call semkv_register_kv"));
+  }
+  const bool dense = (args.flags & SEMKV_ATTEND_DENSE) != 0;
+  for (int32_t r = 0; r < num_rows_ && !dense; ++r) {
+    if (IsSparse(layer, r) && selected_layer_ != layer) {
+      return absl::FailedPreconditionError(absl::StrCat("row ", r, " is sparse at layer ", layer,
+                                                        ", semkv_select was last called for layer ",
+                                                        selected_layer_));
+    }
+  }
+  semkv_stats& counters = context_->counters();
+  const int64_t start = NowNs();
+  int64_t prefill_ns = 0;
+  for (const Run& run : runs_) {
+    const int64_t run_start = NowNs();
+    if (run.single_query) {
+      AttendDecode(run, layer, args);
+    } else {
+      AttendPrefill(run, layer, args);
+      prefill_ns += NowNs() - run_start;
+    }
+  }
+  counters.prefill_attend_ns += prefill_ns;
+  counters.attend_ns += NowNs() - start - prefill_ns;
+  for (int32_t r = 0; r < num_rows_; ++r) {
+    const int32_t reason = *RowReason(layer, r);
+    ++counters.layer_rows[reason == SEMKV_ROW_SPARSE && dense ? SEMKV_ROW_REQUESTED : reason];
+  }
+  return absl::OkStatus();
+}
+
+void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_args& args) {
+  const semkv_options& o = context_->options();
+  const DType dtype = static_cast<DType>(args.dtype);
+  const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
+  const int64_t first_query = rows_[run.first].first_query;
+  const int64_t first = rows_[run.first].first_selection;
+  DecodeAttentionParams params;
+  params.q = Advance(args.q, first_query * q.token, dtype);
+  params.out = Advance(args.out, first_query * out.token, dtype);
+  if (args.lse != nullptr) params.lse = args.lse + first_query * o.num_heads;
+  params.q_dtype = dtype;
+  params.q_row = q.token;
+  params.q_head = q.head;
+  params.out_row = out.token;
+  params.out_head = out.head;
+  params.num_rows = run.end - run.first;
+  params.num_heads = o.num_heads;
+  params.num_kv_heads = o.num_kv_heads;
+  params.head_dim = o.head_dim;
+  params.scale = Scale(args, o);
+  params.logit_cap = args.logit_cap;
+  params.position = context_->layers()[layer];
+  params.block_table = block_tables_.data() + int64_t{run.first} * context_->max_pages();
+  params.block_table_stride = context_->max_pages();
+  const bool dense = (args.flags & SEMKV_ATTEND_DENSE) != 0;
+  bool any_sparse = false;
+  for (int32_t r = run.first; r < run.end; ++r) {
+    const bool sparse = !dense && IsSparse(layer, r);
+    row_tokens_[r] = sparse ? -1 : rows_[r].num_tokens;
+    any_sparse |= sparse;
+  }
+  params.row_tokens = row_tokens_.data() + run.first;
+  params.num_selections = run.num_selections;
+  params.position_slots.slots = slots_.data() + first * max_budget_;
+  params.position_slots.counts = counts_.data() + first;
+  params.position_slots.row_stride = int64_t{run.num_selections} * max_budget_;
+  params.position_slots.selection_stride = max_budget_;
+  if (estimates_ && any_sparse) {
+    params.rest_out = rest_out_.data() + int64_t{run.first} * o.num_heads * o.head_dim;
+    params.rest_lse = rest_lse_.data() + int64_t{run.first} * o.num_heads;
+  }
+  DecodeAttentionHost(params, workspace_, workspace_bytes_, context_->pool());
+}
+
+void StepPlan::AttendPrefill(const Run& run, int32_t layer, const semkv_attend_args& args) {
+  const semkv_options& o = context_->options();
+  const DType dtype = static_cast<DType>(args.dtype);
+  const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
+  const int64_t first_query = rows_[run.first].first_query;
+  PrefillAttentionParams params;
+  params.q = Advance(args.q, first_query * q.token, dtype);
+  params.out = Advance(args.out, first_query * out.token, dtype);
+  if (args.lse != nullptr) params.lse = args.lse + first_query * o.num_heads;
+  params.q_dtype = dtype;
+  params.q_token = q.token;
+  params.q_head = q.head;
+  params.out_token = out.token;
+  params.out_head = out.head;
+  params.num_rows = run.end - run.first;
+  params.num_heads = o.num_heads;
+  params.num_kv_heads = o.num_kv_heads;
+  params.head_dim = o.head_dim;
+  params.scale = Scale(args, o);
+  params.logit_cap = args.logit_cap;
+  params.position = context_->layers()[layer];
+  query_start_[run.first] = 0;
+  for (int32_t r = run.first; r < run.end; ++r) {
+    query_start_[r + 1] = query_start_[r] + rows_[r].num_queries;
+    row_tokens_[r] = rows_[r].num_tokens;
+  }
+  params.query_start = query_start_.data() + run.first;
+  params.row_tokens = row_tokens_.data() + run.first;
+  params.block_table = block_tables_.data() + int64_t{run.first} * context_->max_pages();
+  params.block_table_stride = context_->max_pages();
+  PrefillAttentionHost(params, workspace_, workspace_bytes_, context_->pool());
+}
+
+}  // namespace semkv

@@ -1,0 +1,288 @@
+#include "csrc/ops/attention/decode_attention_piece.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+
+// The baseline for processors without AVX2: 128-bit vectors that the compiler maps to SSE2. Highway
+// 1.0.3 replaces it by single floats for GCC below 12.3 because of a wrong high half of 16-bit
+// products (GCC bug 106322), which nothing here computes; the tests run this target, too.
+#define HWY_BROKEN_EMU128 0
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "csrc/ops/attention/decode_attention_piece.cc"
+#include "hwy/foreach_target.h"
+//
+#include "csrc/ops/attention/attention_simd-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace semkv {
+namespace HWY_NAMESPACE {
+
+constexpr size_t kTileTokens = 64;
+constexpr size_t kTileQuads = kTileTokens / kQuadTokens;
+constexpr size_t kMaxQuads = kMaxPieceHeads / kQuadHeads;
+
+// Value channels that accumulate in registers at once: 4 heads * 4 vectors where there are 32
+// registers.
+constexpr size_t kValueVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
+
+template <typename T>
+struct Tile {
+  // Rows beyond num_tokens repeat the last one, so that whole quads may be scored.
+  const T* k[kTileTokens];
+  const T* v[kTileTokens];
+  size_t num_tokens;
+
+  size_t num_quads() const { return CeilDiv(num_tokens, kQuadTokens); }
+};
+
+// Working set of a piece. Rows of q and acc are in the channel order of the pool's dtype.
+struct PieceScratch {
+  alignas(64) float q[kMaxPieceHeads * kMaxHeadDim];
+  alignas(64) float acc[kMaxPieceHeads * kMaxHeadDim];
+  alignas(64) float scores[kTileQuads * kQuadScores];
+  SoftmaxState softmax[kMaxQuads];
+};
+
+template <typename T>
+void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
+  const KvView& view = *piece.view;
+  const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
+  const T* k = static_cast<const T*>(view.k);
+  const T* v = static_cast<const T*>(view.v);
+  tile.num_tokens = std::min<size_t>(kTileTokens, piece.num_tokens - begin);
+  for (size_t i = 0; i < tile.num_tokens; ++i) {
+    const int32_t t = piece.first_token + static_cast<int32_t>(begin + i);
+    const int32_t slot = piece.slots != nullptr ? piece.slots[t]
+                                                : (piece.block_table[t >> shift] << shift) +
+                                                      (t & (view.page_tokens - 1));
+    tile.k[i] = k + KeyOffset(view, slot, piece.kv_head);
+    tile.v[i] = v + ValueOffset(view, slot, piece.kv_head);
+  }
+  for (size_t i = tile.num_tokens; i < kTileTokens; ++i) {
+    tile.k[i] = tile.k[tile.num_tokens - 1];
+    tile.v[i] = tile.v[tile.num_tokens - 1];
+  }
+}
+
+template <typename T>
+HWY_INLINE void PrefetchRow(const T* row, size_t head_dim) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const size_t num_bytes = head_dim * sizeof(T);
+  size_t i = 0;
+  for (; i + 256 <= num_bytes; i += 256) {
+    __builtin_prefetch(bytes + i);
+    __builtin_prefetch(bytes + i + 64);
+    __builtin_prefetch(bytes + i + 128);
+    __builtin_prefetch(bytes + i + 192);
+  }
+  for (; i < num_bytes; i += 64) __builtin_prefetch(bytes + i);
+}
+
+// Two tokens of the next tile for every four of this one; scores and values take half each.
+template <typename T>
+HWY_INLINE void PrefetchTokens(const Tile<T>& next, size_t first, size_t head_dim) {
+  for (size_t t = first; t < first + kQuadTokens / 2; ++t) {
+    PrefetchRow(next.k[t], head_dim);
+    PrefetchRow(next.v[t], head_dim);
+  }
+}
+
+// ------------------------------ Scores
+
+template <size_t kVectors, typename T>
+HWY_INLINE void AddProducts(const T* const* k, const float* HWY_RESTRICT q, size_t head_dim,
+                            size_t c, FloatVec (&acc)[kScoreHeads][kQuadTokens]) {
+  const FloatTag d;
+  FloatVec x[kQuadTokens][kVectors];
+  for (size_t t = 0; t < kQuadTokens; ++t) WidenRow(k[t] + c, x[t]);
+  for (size_t i = 0; i < kVectors; ++i) {
+    for (size_t h = 0; h < kScoreHeads; ++h) {
+      const auto query = hn::Load(d, q + h * head_dim + c + i * kLanes);
+      for (size_t t = 0; t < kQuadTokens; ++t) acc[h][t] = hn::MulAdd(query, x[t][i], acc[h][t]);
+    }
+  }
+}
+
+// Scores of four tokens for four heads, as [head][token].
+template <typename T>
+HWY_INLINE void ScoreQuad(const T* const* k, const float* HWY_RESTRICT q, size_t head_dim,
+                          float* HWY_RESTRICT scores) {
+  const FloatTag d;
+  for (size_t first = 0; first < kQuadHeads; first += kScoreHeads) {
+    FloatVec acc[kScoreHeads][kQuadTokens];
+    for (size_t h = 0; h < kScoreHeads; ++h) {
+      for (size_t t = 0; t < kQuadTokens; ++t) acc[h][t] = hn::Zero(d);
+    }
+    const float* heads = q + first * head_dim;
+    size_t c = 0;
+    for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+      AddProducts<2>(k, heads, head_dim, c, acc);
+    }
+    if (c < head_dim) AddProducts<1>(k, heads, head_dim, c, acc);
+    StoreSums(acc, scores + first * kQuadTokens);
+  }
+}
+
+template <typename T>
+void ScoreTile(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT q,
+               size_t head_dim, float* HWY_RESTRICT scores) {
+  for (size_t i = 0; i < tile.num_quads(); ++i) {
+    PrefetchTokens(next, 2 * i, head_dim);
+    ScoreQuad(tile.k + i * kQuadTokens, q, head_dim, scores + i * kQuadScores);
+  }
+  // The last quad may be partial.
+  for (size_t t = tile.num_tokens; t < tile.num_quads() * kQuadTokens; ++t) {
+    for (size_t h = 0; h < kQuadHeads; ++h) {
+      scores[(tile.num_quads() - 1) * kQuadScores + h * kQuadTokens + t % kQuadTokens] =
+          -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+// ------------------------------ Values
+
+// acc[head][c, c + kVectors * kLanes) = rescale[head] * acc + sum over tokens of weight * value.
+template <size_t kVectors, bool kFirst, typename T>
+HWY_INLINE void AddValues(const Tile<T>& tile, const Tile<T>& next,
+                          const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale,
+                          size_t head_dim, size_t c, float* HWY_RESTRICT acc) {
+  const FloatTag d;
+  FloatVec sum[kQuadHeads][kVectors];
+  for (size_t h = 0; h < kQuadHeads; ++h) {
+    const auto factor = hn::Set(d, rescale[h * kQuadTokens]);
+    for (size_t i = 0; i < kVectors; ++i) {
+      sum[h][i] = hn::Mul(factor, hn::Load(d, acc + h * head_dim + c + i * kLanes));
+    }
+  }
+  const auto add = [&](const T* row, const float* HWY_RESTRICT weight) HWY_ATTR {
+    FloatVec x[kVectors];
+    WidenRow(row + c, x);
+    for (size_t h = 0; h < kQuadHeads; ++h) {
+      const auto w = hn::Set(d, weight[h * kQuadTokens]);
+      for (size_t i = 0; i < kVectors; ++i) sum[h][i] = hn::MulAdd(w, x[i], sum[h][i]);
+    }
+  };
+  size_t t = 0;
+  for (; t + kQuadTokens <= tile.num_tokens; t += kQuadTokens, weights += kQuadScores) {
+    if constexpr (kFirst) PrefetchTokens(next, kTileTokens / 2 + t / 2, head_dim);
+    for (size_t i = 0; i < kQuadTokens; ++i) add(tile.v[t + i], weights + i);
+  }
+  for (; t < tile.num_tokens; ++t) add(tile.v[t], weights + t % kQuadTokens);
+  for (size_t h = 0; h < kQuadHeads; ++h) {
+    for (size_t i = 0; i < kVectors; ++i) {
+      hn::Store(sum[h][i], d, acc + h * head_dim + c + i * kLanes);
+    }
+  }
+}
+
+template <typename T>
+void AddTileValues(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT weights,
+                   const float* HWY_RESTRICT rescale, size_t head_dim, float* HWY_RESTRICT acc) {
+  size_t c = kValueVectors * kLanes;
+  AddValues<kValueVectors, true>(tile, next, weights, rescale, head_dim, 0, acc);
+  for (; c + kValueVectors * kLanes <= head_dim; c += kValueVectors * kLanes) {
+    AddValues<kValueVectors, false>(tile, next, weights, rescale, head_dim, c, acc);
+  }
+  if constexpr (kValueVectors > 2) {
+    if (c + 2 * kLanes <= head_dim) {
+      AddValues<2, false>(tile, next, weights, rescale, head_dim, c, acc);
+      c += 2 * kLanes;
+    }
+  }
+  if (c < head_dim) AddValues<1, false>(tile, next, weights, rescale, head_dim, c, acc);
+}
+
+// ------------------------------ Piece
+
+// Queries of the piece as floats, scaled, in stored channel order; heads that fill up the last quad
+// are zero.
+template <typename T>
+void LoadQueries(const DecodeAttentionParams& params, const DecodePiece& piece, size_t num_quads,
+                 float* HWY_RESTRICT q) {
+  const size_t head_dim = params.head_dim;
+  const float factor = params.logit_cap != 0.0f ? params.scale : params.scale * kLog2E;
+  alignas(64) float row[kMaxHeadDim];
+  for (size_t h = 0; h < num_quads * kQuadHeads; ++h) {
+    if (h >= static_cast<size_t>(piece.num_heads)) {
+      std::memset(q + h * head_dim, 0, head_dim * sizeof(float));
+      continue;
+    }
+    const int64_t first = piece.row * params.q_row + (piece.first_head + h) * params.q_head;
+    LoadRow(params.q, params.q_dtype, first, head_dim, row);
+    PackRow<T>(row, head_dim, factor, q + h * head_dim);
+  }
+}
+
+template <typename T>
+void StoreResults(const DecodePiece& piece, const PieceScratch& scratch, size_t head_dim) {
+  for (size_t h = 0; h < static_cast<size_t>(piece.num_heads); ++h) {
+    const SoftmaxState& state = scratch.softmax[h / kQuadHeads];
+    const size_t lane = h % kQuadHeads * kQuadTokens;
+    const float* s = state.sum + lane;
+    const float sum = (s[0] + s[1]) + (s[2] + s[3]);
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    UnpackRow<T>(scratch.acc + h * head_dim, head_dim, inverse, piece.out + h * piece.out_head);
+    piece.lse[h * piece.lse_head] = kLn2 * (state.max[lane] + std::log2(sum));
+  }
+}
+
+template <typename T>
+void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece) {
+  const size_t head_dim = params.head_dim;
+  const size_t num_quads = CeilDiv<size_t>(piece.num_heads, kQuadHeads);
+  const size_t num_tokens = piece.num_tokens;
+  PieceScratch scratch;
+  LoadQueries<T>(params, piece, num_quads, scratch.q);
+  std::memset(scratch.acc, 0, num_quads * kQuadHeads * head_dim * sizeof(float));
+  for (size_t quad = 0; quad < num_quads; ++quad) Reset(scratch.softmax[quad]);
+
+  Tile<T> tiles[2];
+  FillTile(piece, 0, tiles[0]);
+  for (size_t begin = 0, i = 0; begin < num_tokens; begin += kTileTokens, ++i) {
+    const Tile<T>& tile = tiles[i % 2];
+    const bool is_last = begin + kTileTokens >= num_tokens;
+    if (!is_last) FillTile(piece, begin + kTileTokens, tiles[(i + 1) % 2]);
+    const Tile<T>& next = is_last ? tile : tiles[(i + 1) % 2];
+    for (size_t quad = 0; quad < num_quads; ++quad) {
+      const size_t first = quad * kQuadHeads * head_dim;
+      ScoreTile(tile, next, scratch.q + first, head_dim, scratch.scores);
+      if (params.logit_cap != 0.0f) CapScores(tile.num_quads(), params.logit_cap, scratch.scores);
+      alignas(64) float rescale[kQuadScores];
+      UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
+      AddTileValues(tile, next, scratch.scores, rescale, head_dim, scratch.acc + first);
+    }
+  }
+  StoreResults<T>(piece, scratch, head_dim);
+}
+
+void AttendPieceTarget(const DecodeAttentionParams& params, const DecodePiece& piece) {
+  switch (piece.view->dtype) {
+    case DType::kFloat16:
+      return AttendStored<hwy::float16_t>(params, piece);
+    case DType::kBFloat16:
+      return AttendStored<hwy::bfloat16_t>(params, piece);
+    case DType::kFloat32:
+      return AttendStored<float>(params, piece);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace semkv
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace semkv {
+
+HWY_EXPORT(AttendPieceTarget);
+
+void AttendPiece(const DecodeAttentionParams& params, const DecodePiece& piece) {
+  HWY_DYNAMIC_DISPATCH(AttendPieceTarget)(params, piece);
+}
+
+}  // namespace semkv
+#endif  // HWY_ONCE

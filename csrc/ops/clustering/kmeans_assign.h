@@ -1,0 +1,61 @@
+// One assignment step of k-means: the nearest centroid of every point, exactly, without looking at
+// centroids that cannot be the nearest.
+//
+//   label[x]    = argmax over c of x . c - offset[c]     (lowest c of equals)
+//   distance[x] = |x|^2 - 2 (x . c - offset[c]), at least 0, for c = label[x]
+//
+// With offset[c] = |c|^2 / 2 that is the nearest centroid in L2 and its squared distance; with unit
+// points, unit centroids and offset 1/2 it is the most similar one in cosine, and 2 - 2 cos.
+//
+// Points lie in *tiles* of 32, channel-major, so that a vector register holds one channel of
+// several points and the running argmax needs no horizontal step; no points x centroids matrix
+// exists. Centroids lie in *groups* of 16 neighbours (the caller orders them). Per point and group,
+// `lower` bounds the distance to every centroid of the group from below. A tile first tests the
+// groups that hold the labels of its points, then every group whose bound, less what the group's
+// centroids moved since, is below the distance found so far for at least one point. A test is exact
+// and renews the bound. So the cost falls as centroids settle, most where the points of a tile are
+// alike (the caller sorts points by label), and the result is that of testing everything.
+//
+// Source: the bounds are those of Ding et al., "Yinyang K-Means", ICML 2015, sections 3-4, at the
+// granularity of a tile; unlike there a point's own group is always tested, which makes the bound
+// of a group independent of the labels.
+//
+// No alignment is asked for; tiles at a multiple of 64 bytes are read faster.
+//
+// Thread safety: reentrant; one thread.
+
+#ifndef SEMKV_OPS_CLUSTERING_KMEANS_ASSIGN_H_
+#define SEMKV_OPS_CLUSTERING_KMEANS_ASSIGN_H_
+
+#include <cstdint>
+
+namespace semkv {
+
+constexpr int32_t kTilePoints = 32;
+constexpr int32_t kGroupCentroids = 16;
+constexpr int32_t kMaxCentroids = 8192;
+
+struct KMeansAssignParams {
+  int32_t num_tiles = 0;
+  int32_t num_groups = 0;  // at most kMaxCentroids / kGroupCentroids
+  int32_t head_dim = 0;
+  const float* tiles = nullptr;  // [num_tiles, head_dim, 32]; fill the last with copies of a point
+  const float* norms = nullptr;  // [num_tiles, 32]: |x|^2
+  const float* centroids = nullptr;  // [num_groups * 16, head_dim]
+  const float* offsets = nullptr;    // [num_groups * 16]; infinity for padding (its centroid is 0)
+  const float* group_moved = nullptr;  // [num_groups]: no centroid of the group moved further since
+                                       // the last call; null: `labels` and `lower` say nothing yet
+  float slack = 0.0f;                  // rounding error allowed for in a squared distance
+  int32_t* labels = nullptr;           // in, out: [num_tiles, 32]
+  float* lower = nullptr;              // in, out: [num_tiles, num_groups, 32]
+  float* distances = nullptr;          // out: [num_tiles, 32]
+};
+
+// Returns how many (tile, group) pairs were tested, of num_tiles * num_groups.
+int64_t KMeansAssignHost(const KMeansAssignParams& params);
+// Tests everything; leaves `lower` alone.
+void KMeansAssignReference(const KMeansAssignParams& params);
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_CLUSTERING_KMEANS_ASSIGN_H_

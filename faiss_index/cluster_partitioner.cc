@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "faiss_index/kmeans.h"
+#include "faiss_index/partition_input.h"
+#include "faiss_index/partitioner.h"
+
+namespace semkv {
+namespace {
+
+// A key shorter than this has no direction to speak of.
+constexpr float kZeroNormSquared = 1e-12f;
+
+struct Tokens {
+  std::vector<uint16_t> ordinary, zero, nonfinite;  // ascending
+};
+
+Tokens SortByKind(const PartitionInput& input) {
+  Tokens tokens;
+  tokens.ordinary.reserve(input.num_tokens);
+  for (int32_t token = 0; token < input.num_tokens; ++token) {
+    const float* key = input.keys + int64_t{token} * input.head_dim;
+    float squared = 0.0f;
+    // Keys so large that their squares overflow cannot be clustered either.
+    for (int32_t d = 0; d < input.head_dim; ++d) squared += key[d] * key[d];
+    auto& kind = !std::isfinite(squared)       ? tokens.nonfinite
+                 : squared <= kZeroNormSquared ? tokens.zero
+                                               : tokens.ordinary;
+    kind.push_back(static_cast<uint16_t>(token));
+  }
+  return tokens;
+}
+
+class ClusterPartitioner final : public Partitioner {
+ public:
+  explicit ClusterPartitioner(const ClusterOptions& options) : options_(options) {}
+  bool uses_keys() const override { return true; }
+  bool uses_boundaries() const override { return false; }
+
+  absl::Status Partition(const PartitionInput& input, Lists* lists) const override {
+    if (absl::Status status = CheckPartitionInput(input, *this); !status.ok()) return status;
+    lists->members.clear();
+    lists->num_nonfinite = 0;
+    lists->offsets.assign(1, 0);
+    if (input.num_tokens == 0) return absl::OkStatus();
+    Tokens tokens = SortByKind(input);
+    if (!tokens.ordinary.empty()) {
+      if (Room(input, tokens) < 1) JoinZeroKeys(&tokens);
+      if (absl::Status status = AppendClusters(input, tokens, lists); !status.ok()) return status;
+    }
+    AppendList(tokens.zero, lists);
+    AppendList(tokens.nonfinite, lists);
+    lists->num_nonfinite = static_cast<int32_t>(tokens.nonfinite.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  int32_t Wanted(size_t num_tokens) const {
+    if (options_.nlist > 0) return options_.nlist;
+    return std::max(1, static_cast<int32_t>(num_tokens) / options_.mean_size);
+  }
+
+  // How many clusters fit: the caller made room for Wanted(num_tokens) lists and one.
+  int32_t Room(const PartitionInput& input, const Tokens& tokens) const {
+    return Wanted(input.num_tokens) + 1 - (tokens.zero.empty() ? 0 : 1) -
+           (tokens.nonfinite.empty() ? 0 : 1);
+  }
+
+  absl::Status AppendClusters(const PartitionInput& input, const Tokens& tokens,
+                              Lists* lists) const {
+    const int32_t num_points = static_cast<int32_t>(tokens.ordinary.size());
+    const float* keys = input.keys;
+    std::vector<float> gathered;
+    if (num_points < input.num_tokens) {
+      gathered.reserve(int64_t{num_points} * input.head_dim);
+      for (uint16_t token : tokens.ordinary) {
+        const float* key = input.keys + int64_t{token} * input.head_dim;
+        gathered.insert(gathered.end(), key, key + input.head_dim);
+      }
+      keys = gathered.data();
+    }
+    KMeansOptions options;
+    options.nlist = std::min({Wanted(tokens.ordinary.size()), Room(input, tokens), num_points});
+    options.metric = options_.metric;
+    options.init = options_.init;
+    options.iterations = options_.iterations;
+    options.seed = options_.seed;
+    absl::StatusOr<KMeansResult> result =
+        options_.backend == ClusterBackend::kFaiss
+            ? TrainWithFaiss(keys, num_points, input.head_dim, options)
+            : TrainKMeans(keys, num_points, input.head_dim, options);
+    if (!result.ok()) return result.status();
+    AppendByLabel(tokens.ordinary, *result, lists);
+    return absl::OkStatus();
+  }
+
+  // A stable counting sort, so members ascend; clusters without members leave no list.
+  static void AppendByLabel(const std::vector<uint16_t>& tokens, const KMeansResult& result,
+                            Lists* lists) {
+    std::vector<int32_t> next(result.nlist, 0);
+    for (int32_t c = 0, end = 0; c < result.nlist; ++c) {
+      next[c] = end;
+      if (result.sizes[c] == 0) continue;
+      end += result.sizes[c];
+      lists->offsets.push_back(static_cast<uint16_t>(end));
+    }
+    lists->members.resize(tokens.size());
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      lists->members[next[result.labels[i]]++] = tokens[i];
+    }
+  }
+
+  // Two lists for three kinds of keys.
+  static void JoinZeroKeys(Tokens* tokens) {
+    const auto middle = static_cast<std::ptrdiff_t>(tokens->ordinary.size());
+    tokens->ordinary.insert(tokens->ordinary.end(), tokens->zero.begin(), tokens->zero.end());
+    std::inplace_merge(tokens->ordinary.begin(), tokens->ordinary.begin() + middle,
+                       tokens->ordinary.end());
+    tokens->zero.clear();
+  }
+
+  static void AppendList(const std::vector<uint16_t>& tokens, Lists* lists) {
+    if (tokens.empty()) return;
+    lists->members.insert(lists->members.end(), tokens.begin(), tokens.end());
+    lists->offsets.push_back(static_cast<uint16_t>(lists->members.size()));
+  }
+
+  const ClusterOptions options_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options) {
+  if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxSegmentTokens ||
+      options.iterations < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "clusters: mean_size ", options.mean_size, " (at least 1), nlist ", options.nlist,
+        " (0 to ", kMaxSegmentTokens, "), iterations ", options.iterations, " (at least 0)"));
+  }
+  return std::make_unique<ClusterPartitioner>(options);
+}
+
+}  // namespace semkv

@@ -1,0 +1,269 @@
+// The inverted file of a sequence: every token in one list of each partition, folding token by
+// token equal to folding at once, forks that do not see each other, and selections of exactly the
+// budget.
+
+#include "csrc/api/sequence_index.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "tests/api/index_fixture.h"
+#include "tests/testing/random.h"
+
+namespace semkv {
+namespace {
+
+using testing::IndexFixture;
+using testing::RandomNormal;
+using testing::SoakFactor;
+using testing::TestSeed;
+
+constexpr int32_t kHeads = 2;
+constexpr int32_t kDim = 64;
+
+std::vector<uint8_t> RandomCloses(std::mt19937_64& rng, int32_t n) {
+  std::vector<uint8_t> closes(n);
+  for (uint8_t& c : closes) c = rng() % 13 == 0;
+  return closes;
+}
+
+semkv_policy SmallPolicy(int32_t kind) {
+  semkv_policy policy = DefaultPolicy(kind);
+  policy.budget = 200;
+  return policy;
+}
+
+std::vector<ListsView> Views(const SequenceIndex& index, int32_t cell) {
+  std::vector<ListsView> views(index.max_views());
+  views.resize(index.Views(cell, views.data()));
+  return views;
+}
+
+// How often each token is in a list of `partition`.
+std::map<int32_t, int> Coverage(const SequenceIndex& index, int32_t cell, int32_t partition) {
+  std::map<int32_t, int> times;
+  for (const ListsView& view : Views(index, cell)) {
+    if (view.partition != partition) continue;
+    for (int32_t list = 0; list < view.nlist; ++list) {
+      for (int32_t j = 0; j < ListSize(view, list); ++j) ++times[MemberPosition(view, list, j)];
+    }
+  }
+  return times;
+}
+
+// Everything a decode step would read, as bytes.
+std::vector<uint8_t> Bytes(const SequenceIndex& index, int32_t num_cells) {
+  std::vector<uint8_t> bytes;
+  const auto add = [&](const void* data, int64_t n) {
+    const uint8_t* const from = static_cast<const uint8_t*>(data);
+    bytes.insert(bytes.end(), from, from + n);
+  };
+  for (int32_t cell = 0; cell < num_cells; ++cell) {
+    for (const ListsView& view : Views(index, cell)) {
+      add(&view.partition, 4);
+      add(&view.first_position, 4);
+      add(view.centroids, int64_t{view.nlist} * kDim);
+      add(view.scales, int64_t{4} * view.nlist);
+      add(view.variances, int64_t{4} * view.nlist);
+      add(view.offsets, int64_t{2} * (view.nlist + 1));
+      for (int32_t list = 0; list < view.nlist; ++list) {
+        for (int32_t j = 0; j < ListSize(view, list); ++j) {
+          const int32_t position = MemberPosition(view, list, j);
+          add(&position, 4);
+        }
+      }
+    }
+  }
+  return bytes;
+}
+
+class SequenceIndexTest : public ::testing::Test {
+ protected:
+  void Fill(int32_t num_tokens, uint64_t seed) {
+    std::mt19937_64 rng(seed);
+    keys_ = RandomNormal(rng, int64_t{num_tokens} * kHeads * kDim);
+    values_ = RandomNormal(rng, int64_t{num_tokens} * kHeads * kDim);
+    queries_ = RandomNormal(rng, int64_t{64} * 2 * kDim, 2.0f);
+    closes_ = RandomCloses(rng, num_tokens);
+  }
+  IndexFixture Make(int32_t kind) {
+    return IndexFixture(kHeads, kDim, keys_, values_, SmallPolicy(kind));
+  }
+
+  std::vector<float> keys_, values_, queries_;
+  std::vector<uint8_t> closes_;
+};
+
+TEST_F(SequenceIndexTest, ASegmentHoldsEveryTokenOnceInEachPartition) {
+  for (int32_t length : {17, 100, 1000, 8192, 8193, 9000}) {
+    Fill(length, 1);
+    IndexFixture fixture = Make(SEMKV_POLICY_HYBRID);
+    fixture.Index(length, closes_.data());
+    for (int32_t cell = 0; cell < kHeads; ++cell) {
+      for (int32_t partition : {0, 1}) {
+        const std::map<int32_t, int> times = Coverage(fixture.index(), cell, partition);
+        EXPECT_EQ(static_cast<int32_t>(times.size()), length - 16);
+        for (const auto& [position, n] : times) {
+          EXPECT_EQ(n, 1) << "token " << position;
+          EXPECT_TRUE(position >= 16 && position < length);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, NoTokenOfTheTailIsOutOfReach) {
+  Fill(2000, 2);
+  for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER,
+                       SEMKV_POLICY_PAGES, SEMKV_POLICY_QUEST}) {
+    IndexFixture fixture = Make(kind);
+    fixture.Index(1003, closes_.data());
+    for (int32_t length = 1004; length <= 2000; length += 83) {
+      fixture.Observe(length, closes_.data());
+      EXPECT_GT(fixture.index().reachable_end(), length - kProvisionalTokens);
+      const int32_t last_partition = kind == SEMKV_POLICY_HYBRID ? 1 : 0;
+      for (int32_t partition = 0; partition <= last_partition; ++partition) {
+        const int32_t p = kind == SEMKV_POLICY_CLUSTER ? 1 : partition;
+        const std::map<int32_t, int> times = Coverage(fixture.index(), 1, p);
+        for (int32_t t = 16; t < fixture.index().reachable_end(); ++t) {
+          EXPECT_TRUE(times.contains(t)) << PolicyName(kind) << " token " << t << " of " << length;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, FoldingTokenByTokenEqualsFoldingAtOnce) {
+  for (int round = 0; round < SoakFactor(); ++round) {
+    const uint64_t seed = TestSeed(3) + round;
+    SEMKV_TRACE_SEED(seed);
+    Fill(1800, seed);
+    for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER}) {
+      IndexFixture slow = Make(kind), fast = Make(kind);
+      slow.Index(700, closes_.data());
+      fast.Index(700, closes_.data());
+      for (int32_t length = 701; length <= 1800; ++length) slow.Observe(length, closes_.data());
+      fast.Observe(1800, closes_.data());
+      EXPECT_EQ(Bytes(slow.index(), kHeads), Bytes(fast.index(), kHeads)) << PolicyName(kind);
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, SentencesOfTheTailAreThoseOfABatch) {
+  Fill(3000, 4);
+  IndexFixture whole = Make(SEMKV_POLICY_SENTENCE), parts = Make(SEMKV_POLICY_SENTENCE);
+  whole.Index(3000, closes_.data());
+  parts.Index(16, closes_.data());  // nothing but sinks: every sentence is the tail's
+  parts.Observe(3000, closes_.data());
+  const ListsView batch = Views(whole.index(), 0)[0], tail = Views(parts.index(), 0)[0];
+  ASSERT_EQ(batch.first_position, tail.first_position);
+  // The batch has one more: the last, open sentence, which the tail holds in provisional lists.
+  ASSERT_GE(batch.nlist, tail.nlist);
+  ASSERT_LE(batch.nlist, tail.nlist + 1);
+  // A last fragment below the minimum is merged backwards in a batch, so the last border may
+  // differ.
+  for (int32_t i = 0; i + 1 < tail.nlist; ++i) EXPECT_EQ(batch.offsets[i], tail.offsets[i]) << i;
+}
+
+TEST_F(SequenceIndexTest, WindowsDoNotTouchWhatStands) {
+  Fill(2000, 5);
+  IndexFixture fixture = Make(SEMKV_POLICY_CLUSTER);
+  fixture.Index(500, closes_.data());
+  fixture.Observe(500 + kWindowTokens, closes_.data());
+  const std::vector<uint8_t> before = Bytes(fixture.index(), 1);
+  const ListsView clusters_before = Views(fixture.index(), 0)[1];
+  fixture.Observe(500 + 2 * kWindowTokens, closes_.data());
+  EXPECT_EQ(fixture.progress().windows, 1);
+  const ListsView clusters = Views(fixture.index(), 0)[1];
+  ASSERT_EQ(clusters.nlist, clusters_before.nlist + kWindowTokens / 32);
+  EXPECT_EQ(std::memcmp(clusters.centroids, clusters_before.centroids,
+                        int64_t{clusters_before.nlist} * kDim),
+            0);
+  for (int32_t list = 0; list < clusters_before.nlist; ++list) {
+    for (int32_t j = 0; j < ListSize(clusters, list); ++j) {
+      EXPECT_LT(MemberPosition(clusters, list, j), 500 + kWindowTokens);
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsASegment) {
+  const int32_t length = 500 + kMaxSegmentTokens + 100;
+  Fill(length, 6);
+  IndexFixture fixture = Make(SEMKV_POLICY_HYBRID);
+  fixture.Index(500, closes_.data());
+  fixture.Observe(length, closes_.data());
+  EXPECT_EQ(fixture.progress().repartitions, 1);
+  for (int32_t partition : {0, 1}) {
+    const std::map<int32_t, int> times = Coverage(fixture.index(), 0, partition);
+    for (int32_t t = 16; t < 500 + kMaxSegmentTokens; ++t) {
+      ASSERT_TRUE(times.contains(t));
+      EXPECT_EQ(times.at(t), 1);
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, AForkDoesNotSeeWhatItsParentFolds) {
+  Fill(1500, 7);
+  IndexFixture fixture = Make(SEMKV_POLICY_HYBRID);
+  fixture.Index(800, closes_.data());
+  fixture.Observe(900, closes_.data());
+  const SequenceIndex fork = fixture.index();
+  const std::vector<uint8_t> before = Bytes(fork, kHeads);
+  fixture.Observe(1500, closes_.data());
+  EXPECT_EQ(Bytes(fork, kHeads), before);
+  EXPECT_NE(Bytes(fixture.index(), kHeads), before);
+}
+
+TEST_F(SequenceIndexTest, SelectionsHoldExactlyTheBudgetAndNoTokenTwice) {
+  for (int round = 0; round < 5 * SoakFactor(); ++round) {
+    const uint64_t seed = TestSeed(8) + round;
+    SEMKV_TRACE_SEED(seed);
+    Fill(1500, seed);
+    for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER,
+                         SEMKV_POLICY_PAGES, SEMKV_POLICY_QUEST}) {
+      IndexFixture fixture = Make(kind);
+      fixture.Index(700, closes_.data());
+      for (int32_t length : {701, 777, 1021, 1500}) {
+        fixture.Observe(length, closes_.data());
+        const int32_t recent = std::max(64, length - fixture.index().reachable_end());
+        const std::vector<int32_t> taken =
+            fixture.Select(queries_.data() + (length % 60) * kDim, 2, 1, length, recent);
+        ASSERT_EQ(taken.size(), 200u);
+        EXPECT_TRUE(std::is_sorted(taken.begin(), taken.end()));
+        EXPECT_EQ(std::set<int32_t>(taken.begin(), taken.end()).size(), taken.size());
+        for (int32_t i = 0; i < 16; ++i) EXPECT_EQ(taken[i], i);
+        for (int32_t i = 0; i < 64; ++i) EXPECT_EQ(taken[199 - i], length - 1 - i);
+      }
+    }
+  }
+}
+
+TEST_F(SequenceIndexTest, KeysThatAreNotFiniteAreNeverSelected) {
+  Fill(600, 9);
+  IndexFixture clean = Make(SEMKV_POLICY_HYBRID);
+  clean.Index(600, closes_.data());
+  keys_[(100 * kHeads + 0) * kDim + 3] = std::numeric_limits<float>::quiet_NaN();
+  keys_[(200 * kHeads + 0) * kDim + 5] = std::numeric_limits<float>::infinity();
+  keys_[(2 * kHeads + 0) * kDim + 5] = 0.0f;
+  IndexFixture dirty = Make(SEMKV_POLICY_HYBRID);
+  dirty.Index(600, closes_.data());
+  for (int32_t q = 0; q < 32; ++q) {
+    const std::vector<int32_t> taken = dirty.Select(queries_.data() + q * kDim, 2, 0, 600, 64);
+    EXPECT_EQ(taken.size(), 200u);
+    EXPECT_FALSE(std::binary_search(taken.begin(), taken.end(), 100));
+    EXPECT_FALSE(std::binary_search(taken.begin(), taken.end(), 200));
+    // The other head has no such key and is not touched.
+    EXPECT_EQ(dirty.Select(queries_.data() + q * kDim, 2, 1, 600, 64),
+              clean.Select(queries_.data() + q * kDim, 2, 1, 600, 64));
+  }
+}
+
+}  // namespace
+}  // namespace semkv
