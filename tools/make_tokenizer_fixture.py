@@ -74,7 +74,8 @@ def kinds():
     gpt2 = trained(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True))
     gpt2["model"]["continuing_subword_prefix"] = ""
     gpt2["model"]["end_of_word_suffix"] = ""
-    gpt2["added_tokens"] = [added(size, "<|begin|>", False, True), added(size + 1, "[MARK]", True, False),
+    gpt2["added_tokens"] = [added(size, "<|begin|>", False, True),
+                            added(size + 1, "[MARK]", True, False),
                             added(size + 2, "<|begin|>12", True, False)]
 
     digits = trained(pre_tokenizers.Sequence([
