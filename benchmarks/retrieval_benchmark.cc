@@ -43,14 +43,11 @@ struct Layers {
       c.sentence_tokens = 0;
       c.cluster_tokens = 64;
     }
-    int64_t bytes = 0;
-    while (bytes < kCacheBytes) {
+    for (int64_t bytes = 0; bytes < kCacheBytes; bytes += layers.back()->centroid_bytes()) {
       layers.push_back(std::make_unique<RetrievalInput>(c, layers.size()));
-      bytes += layers.back()->centroid_bytes();
-      ScoreListsReference(layers.back()->Score());  // keys for kSelect
-    }
-    for (const auto& layer : layers) {  // whose numbers of lists differ
-      workspace.resize(std::max(workspace.size(), layer->RetrieveWorkspace(1).size()));
+      const size_t needed = layers.back()->RetrieveWorkspace(1).size();
+      if (needed > workspace.size()) workspace.resize(needed);
+      ScoreListsHost(layers.back()->Score(), workspace.data(), workspace.size(), pool);
     }
   }
 

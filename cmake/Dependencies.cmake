@@ -4,21 +4,24 @@ find_package(absl REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 
-# The package of FAISS ships no CMake config; a prefix built by tools/build_faiss.sh, when there is
-# one, comes first through CMAKE_PREFIX_PATH.
-find_path(FAISS_INCLUDE_DIR faiss/Clustering.h REQUIRED)
-find_library(FAISS_LIBRARY faiss REQUIRED)
-add_library(semkv_faiss_dependency INTERFACE)
-target_include_directories(semkv_faiss_dependency SYSTEM INTERFACE ${FAISS_INCLUDE_DIR})
-target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY})
-
-# GEMM of the reference engine.
+# GEMM of the reference engine and of FAISS.
 find_path(CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas x86_64-linux-gnu openblas-pthread
           x86_64-linux-gnu/openblas-pthread REQUIRED)
 find_library(OPENBLAS_LIBRARY openblas REQUIRED)
 add_library(semkv_openblas_dependency INTERFACE)
 target_include_directories(semkv_openblas_dependency SYSTEM INTERFACE ${CBLAS_INCLUDE_DIR})
 target_link_libraries(semkv_openblas_dependency INTERFACE ${OPENBLAS_LIBRARY})
+
+# The package of FAISS ships no CMake config; a prefix built by tools/build_faiss.sh, when there is
+# one, comes first through CMAKE_PREFIX_PATH.
+find_path(FAISS_INCLUDE_DIR faiss/Clustering.h REQUIRED)
+find_library(FAISS_LIBRARY faiss REQUIRED)
+add_library(semkv_faiss_dependency INTERFACE)
+target_include_directories(semkv_faiss_dependency SYSTEM INTERFACE ${FAISS_INCLUDE_DIR})
+# The package is a static library, which names nothing that it needs.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY} semkv_openblas_dependency
+                                                       OpenMP::OpenMP_CXX)
 
 # CUDA kernels arrive with the CUDA backend; until then say once what this build holds.
 find_program(SEMKV_NVCC nvcc)

@@ -39,6 +39,12 @@ float WriteUnit(const float* x, int64_t head_dim, float* out) {
 
 namespace {
 
+float SquaredDistance(const float* x, const float* y, int64_t head_dim) {
+  float squared = 0.0f;
+  for (int64_t d = 0; d < head_dim; ++d) squared += (x[d] - y[d]) * (x[d] - y[d]);
+  return squared;
+}
+
 constexpr size_t kLine = 64;  // bytes of a cache line
 
 class Trainer {
@@ -116,16 +122,14 @@ void Trainer::WritePoints() {
 }
 
 void Trainer::ChooseCentroids() {
-  std::vector<int32_t> chosen(num_points_);
-  std::iota(chosen.begin(), chosen.end(), 0);
-  if (options_.init == KMeansInit::kSampled) {
-    std::mt19937_64 rng(options_.seed);
-    // Not std::shuffle, whose draws are the library's choice.
-    for (int32_t i = 0; i < nlist_; ++i) {
-      std::swap(chosen[i], chosen[i + rng() % static_cast<uint64_t>(num_points_ - i)]);
+  std::vector<int64_t> chosen(nlist_);
+  std::mt19937_64 rng(options_.seed);
+  for (int64_t c = 0; c < nlist_; ++c) {
+    const int64_t first = c * num_points_ / nlist_, end = (c + 1) * num_points_ / nlist_;
+    chosen[c] = first;
+    if (options_.init == KMeansInit::kStratified) {
+      chosen[c] += static_cast<int64_t>(rng() % static_cast<uint64_t>(end - first));
     }
-  } else {
-    for (int64_t i = 0; i < nlist_; ++i) chosen[i] = static_cast<int32_t>(i * num_points_ / nlist_);
   }
   centroids_.assign(num_groups_ * kGroupCentroids * head_dim_, 0.0f);
   for (int32_t c = 0; c < nlist_; ++c) {
@@ -144,12 +148,7 @@ void Trainer::OrderCentroids() {
     near.clear();
     const float* pivot = centroid(left[0]);
     for (int32_t c : left) {
-      float squared = 0.0f;
-      const float* other = centroid(c);
-      for (int64_t d = 0; d < head_dim_; ++d) {
-        squared += (pivot[d] - other[d]) * (pivot[d] - other[d]);
-      }
-      near.emplace_back(squared, c);
+      near.emplace_back(SquaredDistance(pivot, centroid(c), head_dim_), c);
     }
     const size_t size = std::min<size_t>(kGroupCentroids, near.size());
     std::partial_sort(near.begin(), near.begin() + size, near.end());
@@ -255,14 +254,19 @@ int32_t Trainer::CountChanges() {
   return changes;
 }
 
-// Empty clusters restart at the points that are farthest from their centroids, each of another one.
+// Empty clusters restart at the point that is farthest from its centroid, one after the other.
 void Trainer::Restart(const std::vector<int32_t>& empty) {
-  std::vector<std::pair<float, int32_t>> far(num_points_);
-  for (int64_t at = 0; at < num_points_; ++at) far[at] = {-distances_[at], order_[at]};
-  std::partial_sort(far.begin(), far.begin() + empty.size(), far.end());
-  for (size_t i = 0; i < empty.size(); ++i) {
-    if (-far[i].first <= slack_) break;  // the points are all at their centroids
-    std::copy_n(point(far[i].second), head_dim_, centroid(empty[i]));
+  std::vector<float> distances(num_points_);
+  for (int64_t i = 0; i < num_points_; ++i) {
+    distances[i] = SquaredDistance(point(i), centroid(labels_[i]), head_dim_);
+  }
+  for (int32_t c : empty) {
+    const int64_t far = std::max_element(distances.begin(), distances.end()) - distances.begin();
+    if (distances[far] <= slack_) return;  // the points are all at their centroids
+    std::copy_n(point(far), head_dim_, centroid(c));
+    for (int64_t i = 0; i < num_points_; ++i) {
+      distances[i] = std::min(distances[i], SquaredDistance(point(i), point(far), head_dim_));
+    }
   }
 }
 

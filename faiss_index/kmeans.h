@@ -28,14 +28,15 @@ enum class ClusterMetric : int32_t {
 };
 
 enum class KMeansInit : int32_t {
-  kSampled = 0,  // nlist different points, drawn by `seed`
-  kStrided = 1,  // every (num_points / nlist)-th point
+  kStratified = 0,  // one point from each of nlist equal stretches of the text, drawn by `seed`:
+                    // neighbours in a text are alike, so this covers it better than drawing freely
+  kStrided = 1,     // the first point of each stretch; a text of that period would defeat it
 };
 
 struct KMeansOptions {
   int32_t nlist = 0;  // clamped to num_points
   ClusterMetric metric = ClusterMetric::kCenteredL2;
-  KMeansInit init = KMeansInit::kSampled;
+  KMeansInit init = KMeansInit::kStratified;
   int32_t iterations = 10;  // at most; each moves the centroids once
   uint64_t seed = 1;
 };

@@ -87,7 +87,7 @@ struct ClusterOptions {
   ClusterMetric metric = ClusterMetric::kCenteredL2;
   int32_t iterations = 10;  // stops early when fewer than 0.1 % of the labels change
   uint64_t seed = 1;
-  KMeansInit init = KMeansInit::kSampled;
+  KMeansInit init = KMeansInit::kStratified;
   ClusterBackend backend = ClusterBackend::kSemkv;
 };
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options);

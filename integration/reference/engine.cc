@@ -61,6 +61,8 @@ absl::StatusOr<EngineOptions> Resolve(EngineOptions options, const ModelConfig& 
                                                    ", less than max_sequence_tokens ",
                                                    options.max_sequence_tokens));
   }
+  // A row is read sparsely only when it is longer than its budget.
+  options.max_budget = std::min(options.max_budget, options.max_sequence_tokens);
   return options;
 }
 

@@ -21,6 +21,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "semkv/types.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace semkv {
@@ -43,8 +44,9 @@ constexpr float kLn2 = 0.693147180559945309f;
 // ------------------------------ Widening loads
 
 // The kVectors * kLanes channels at `from`, as floats. With two or more vectors, bfloat16 comes as
-// even and odd channels of 2 * kLanes at a time: a shift and a mask are all it takes. StoredChannel
-// below is the inverse; whatever meets these vectors must be packed in the same order.
+// even and odd channels of 2 * kLanes at a time: a shift and a mask are all it takes. Whatever
+// meets these vectors must be in the same, "stored", order (PackRow); one vector alone is in
+// natural order.
 template <size_t kVectors>
 HWY_INLINE void WidenRow(const float* HWY_RESTRICT from, FloatVec (&x)[kVectors]) {
   const FloatTag d;
@@ -98,13 +100,60 @@ HWY_INLINE void WidenRow(const hwy::float16_t* HWY_RESTRICT from, FloatVec (&x)[
 #endif
 }
 
-// The channel that stands at `i` of a packed row of `head_dim` floats.
+// A row of floats from natural to stored order, times `factor`: to[] meets what WidenRow gives.
 template <typename T>
-HWY_INLINE size_t StoredChannel(size_t i, size_t head_dim) {
-  constexpr size_t kPair = 2 * kLanes;
-  const size_t pair = i / kPair * kPair;
-  if (!hwy::IsSame<T, hwy::bfloat16_t>() || pair + kPair > head_dim) return i;
-  return pair + 2 * (i % kLanes) + (i % kPair) / kLanes;
+HWY_INLINE void PackRow(const float* HWY_RESTRICT from, size_t head_dim, float factor,
+                        float* HWY_RESTRICT to) {
+  const FloatTag d;
+  const auto f = hn::Set(d, factor);
+  size_t c = 0;
+  if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
+    for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+      FloatVec even, odd;
+      hn::LoadInterleaved2(d, from + c, even, odd);
+      hn::Store(hn::Mul(f, even), d, to + c);
+      hn::Store(hn::Mul(f, odd), d, to + c + kLanes);
+    }
+  }
+  for (; c < head_dim; c += kLanes) hn::Store(hn::Mul(f, hn::LoadU(d, from + c)), d, to + c);
+}
+
+// The way back.
+template <typename T>
+HWY_INLINE void UnpackRow(const float* HWY_RESTRICT from, size_t head_dim, float factor,
+                          float* HWY_RESTRICT to) {
+  const FloatTag d;
+  const auto f = hn::Set(d, factor);
+  size_t c = 0;
+  if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
+    for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+      const auto even = hn::Mul(f, hn::Load(d, from + c));
+      const auto odd = hn::Mul(f, hn::Load(d, from + c + kLanes));
+      hn::StoreInterleaved2(even, odd, d, to + c);
+    }
+  }
+  for (; c < head_dim; c += kLanes) hn::StoreU(hn::Mul(f, hn::Load(d, from + c)), d, to + c);
+}
+
+// A row of `dtype` as floats in natural order.
+HWY_INLINE void LoadRow(const void* HWY_RESTRICT data, DType dtype, int64_t first, size_t head_dim,
+                        float* HWY_RESTRICT to) {
+  const FloatTag d;
+  for (size_t c = 0; c < head_dim; c += kLanes) {
+    FloatVec x[1];
+    switch (dtype) {
+      case DType::kFloat16:
+        WidenRow(static_cast<const hwy::float16_t*>(data) + first + c, x);
+        break;
+      case DType::kBFloat16:
+        WidenRow(static_cast<const hwy::bfloat16_t*>(data) + first + c, x);
+        break;
+      case DType::kFloat32:
+        WidenRow(static_cast<const float*>(data) + first + c, x);
+        break;
+    }
+    hn::Store(x[0], d, to + c);
+  }
 }
 
 // ------------------------------ Sums of accumulators

@@ -10,7 +10,12 @@
 // never knows what a sentence is.
 //
 // Rows are split into pieces of kDecodeSplitTokens tokens, a constant, and pieces are merged in
-// order: the result does not depend on the number of threads.
+// order (of a sparse row: list slots, then position slots): the result does not depend on the
+// number of threads. The two pools may differ in dtype.
+//
+// NaN and infinities as in IEEE arithmetic: a NaN in a key, or a score of +inf, makes the output
+// and lse of exactly the query heads that read it NaN; a score of -inf weighs 0. A row without
+// tokens, or with nothing but scores of -inf, gives out 0 and lse -inf.
 //
 // Source: Dao et al., "FlashDecoding" (split and merge by log-sum-exp); Kwon et al., SOSP 2023,
 // section 4 (block tables). Two pools and per-KV-head slot lists are ours.
@@ -56,7 +61,7 @@ struct DecodeAttentionParams {
   KvView position;  // pool of block tables and of position slots
   KvView list;      // pool of list slots; list.k null when unused
 
-  // Dense rows. row_tokens[r] < 0 marks a sparse row.
+  // Dense rows. row_tokens[r] < 0, or row_tokens null, marks a sparse row.
   const int32_t* block_table = nullptr;  // [num_rows, block_table_stride], page ids
   int64_t block_table_stride = 0;
   const int32_t* row_tokens = nullptr;  // [num_rows]
@@ -81,7 +86,8 @@ size_t DecodeAttentionWorkspaceBytes(int32_t max_rows, int32_t num_heads, int32_
                                      int32_t head_dim, int32_t max_row_tokens);
 
 // SIMD with run-time dispatch (Highway), on the threads of `pool`. Reads K and V once per KV head
-// (once per selection). Allocates nothing. `workspace` is 64-byte aligned.
+// (once per selection), for up to 16 query heads at a time. Allocates nothing. `workspace` is
+// 64-byte aligned.
 void DecodeAttentionHost(const DecodeAttentionParams& params, void* workspace,
                          size_t workspace_bytes, ThreadPool& pool);
 

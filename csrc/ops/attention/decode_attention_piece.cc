@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "csrc/ops/numeric/float_convert.h"
 
 // The baseline for processors without AVX2: 128-bit vectors that the compiler maps to SSE2. Highway
 // 1.0.3 replaces it by single floats for GCC below 12.3 because of a wrong high half of 16-bit
@@ -73,7 +72,24 @@ void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
 template <typename T>
 HWY_INLINE void PrefetchRow(const T* row, size_t head_dim) {
   const char* bytes = reinterpret_cast<const char*>(row);
-  for (size_t i = 0; i < head_dim * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
+  const size_t num_bytes = head_dim * sizeof(T);
+  size_t i = 0;
+  for (; i + 256 <= num_bytes; i += 256) {
+    __builtin_prefetch(bytes + i);
+    __builtin_prefetch(bytes + i + 64);
+    __builtin_prefetch(bytes + i + 128);
+    __builtin_prefetch(bytes + i + 192);
+  }
+  for (; i < num_bytes; i += 64) __builtin_prefetch(bytes + i);
+}
+
+// Two tokens of the next tile for every four of this one; scores and values take half each.
+template <typename T>
+HWY_INLINE void PrefetchTokens(const Tile<T>& next, size_t first, size_t head_dim) {
+  for (size_t t = first; t < first + kQuadTokens / 2; ++t) {
+    PrefetchRow(next.k[t], head_dim);
+    PrefetchRow(next.v[t], head_dim);
+  }
 }
 
 // ------------------------------ Scores
@@ -116,7 +132,7 @@ template <typename T>
 void ScoreTile(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT q,
                size_t head_dim, float* HWY_RESTRICT scores) {
   for (size_t i = 0; i < tile.num_quads(); ++i) {
-    for (size_t t = 0; t < kQuadTokens; ++t) PrefetchRow(next.k[i * kQuadTokens + t], head_dim);
+    PrefetchTokens(next, 2 * i, head_dim);
     ScoreQuad(tile.k + i * kQuadTokens, q, head_dim, scores + i * kQuadScores);
   }
   // The last quad may be partial.
@@ -131,10 +147,10 @@ void ScoreTile(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRI
 // ------------------------------ Values
 
 // acc[head][c, c + kVectors * kLanes) = rescale[head] * acc + sum over tokens of weight * value.
-template <size_t kVectors, typename T>
-HWY_INLINE void AddValues(const Tile<T>& tile, const float* HWY_RESTRICT weights,
-                          const float* HWY_RESTRICT rescale, size_t head_dim, size_t c,
-                          float* HWY_RESTRICT acc) {
+template <size_t kVectors, bool kFirst, typename T>
+HWY_INLINE void AddValues(const Tile<T>& tile, const Tile<T>& next,
+                          const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale,
+                          size_t head_dim, size_t c, float* HWY_RESTRICT acc) {
   const FloatTag d;
   FloatVec sum[kQuadHeads][kVectors];
   for (size_t h = 0; h < kQuadHeads; ++h) {
@@ -143,15 +159,20 @@ HWY_INLINE void AddValues(const Tile<T>& tile, const float* HWY_RESTRICT weights
       sum[h][i] = hn::Mul(factor, hn::Load(d, acc + h * head_dim + c + i * kLanes));
     }
   }
-  for (size_t t = 0; t < tile.num_tokens; ++t) {
+  const auto add = [&](const T* row, const float* HWY_RESTRICT weight) HWY_ATTR {
     FloatVec x[kVectors];
-    WidenRow(tile.v[t] + c, x);
-    const float* weight = weights + t / kQuadTokens * kQuadScores + t % kQuadTokens;
+    WidenRow(row + c, x);
     for (size_t h = 0; h < kQuadHeads; ++h) {
       const auto w = hn::Set(d, weight[h * kQuadTokens]);
       for (size_t i = 0; i < kVectors; ++i) sum[h][i] = hn::MulAdd(w, x[i], sum[h][i]);
     }
+  };
+  size_t t = 0;
+  for (; t + kQuadTokens <= tile.num_tokens; t += kQuadTokens, weights += kQuadScores) {
+    if constexpr (kFirst) PrefetchTokens(next, kTileTokens / 2 + t / 2, head_dim);
+    for (size_t i = 0; i < kQuadTokens; ++i) add(tile.v[t + i], weights + i);
   }
+  for (; t < tile.num_tokens; ++t) add(tile.v[t], weights + t % kQuadTokens);
   for (size_t h = 0; h < kQuadHeads; ++h) {
     for (size_t i = 0; i < kVectors; ++i) {
       hn::Store(sum[h][i], d, acc + h * head_dim + c + i * kLanes);
@@ -162,18 +183,18 @@ HWY_INLINE void AddValues(const Tile<T>& tile, const float* HWY_RESTRICT weights
 template <typename T>
 void AddTileValues(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT weights,
                    const float* HWY_RESTRICT rescale, size_t head_dim, float* HWY_RESTRICT acc) {
-  for (size_t t = 0; t < next.num_tokens; ++t) PrefetchRow(next.v[t], head_dim);
-  size_t c = 0;
+  size_t c = kValueVectors * kLanes;
+  AddValues<kValueVectors, true>(tile, next, weights, rescale, head_dim, 0, acc);
   for (; c + kValueVectors * kLanes <= head_dim; c += kValueVectors * kLanes) {
-    AddValues<kValueVectors>(tile, weights, rescale, head_dim, c, acc);
+    AddValues<kValueVectors, false>(tile, next, weights, rescale, head_dim, c, acc);
   }
   if constexpr (kValueVectors > 2) {
     if (c + 2 * kLanes <= head_dim) {
-      AddValues<2>(tile, weights, rescale, head_dim, c, acc);
+      AddValues<2, false>(tile, next, weights, rescale, head_dim, c, acc);
       c += 2 * kLanes;
     }
   }
-  if (c < head_dim) AddValues<1>(tile, weights, rescale, head_dim, c, acc);
+  if (c < head_dim) AddValues<1, false>(tile, next, weights, rescale, head_dim, c, acc);
 }
 
 // ------------------------------ Piece
@@ -185,13 +206,15 @@ void LoadQueries(const DecodeAttentionParams& params, const DecodePiece& piece, 
                  float* HWY_RESTRICT q) {
   const size_t head_dim = params.head_dim;
   const float factor = params.logit_cap != 0.0f ? params.scale : params.scale * kLog2E;
+  alignas(64) float row[kMaxHeadDim];
   for (size_t h = 0; h < num_quads * kQuadHeads; ++h) {
-    const bool is_used = h < static_cast<size_t>(piece.num_heads);
-    const int64_t row = piece.row * params.q_row + (piece.first_head + h) * params.q_head;
-    for (size_t i = 0; i < head_dim; ++i) {
-      const int64_t at = row + static_cast<int64_t>(StoredChannel<T>(i, head_dim));
-      q[h * head_dim + i] = is_used ? factor * LoadAsFloat(params.q, params.q_dtype, at) : 0.0f;
+    if (h >= static_cast<size_t>(piece.num_heads)) {
+      std::memset(q + h * head_dim, 0, head_dim * sizeof(float));
+      continue;
     }
+    const int64_t first = piece.row * params.q_row + (piece.first_head + h) * params.q_head;
+    LoadRow(params.q, params.q_dtype, first, head_dim, row);
+    PackRow<T>(row, head_dim, factor, q + h * head_dim);
   }
 }
 
@@ -203,10 +226,7 @@ void StoreResults(const DecodePiece& piece, const PieceScratch& scratch, size_t 
     const float* s = state.sum + lane;
     const float sum = (s[0] + s[1]) + (s[2] + s[3]);
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    float* out = piece.out + h * piece.out_head;
-    for (size_t i = 0; i < head_dim; ++i) {
-      out[StoredChannel<T>(i, head_dim)] = scratch.acc[h * head_dim + i] * inverse;
-    }
+    UnpackRow<T>(scratch.acc + h * head_dim, head_dim, inverse, piece.out + h * piece.out_head);
     piece.lse[h * piece.lse_head] = kLn2 * (state.max[lane] + std::log2(sum));
   }
 }

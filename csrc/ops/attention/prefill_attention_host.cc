@@ -9,6 +9,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "csrc/ops/attention/prefill_attention_host.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 
 #include "csrc/ops/attention/prefill_attention_simd-inl.h"
@@ -100,6 +101,9 @@ void PackQueries(const PrefillAttentionParams& p, const PrefillTask& task, const
   }
 }
 
+// Rows of a page may lie far apart, which the hardware's prefetcher does not follow.
+constexpr int kPrefetchTokens = 8;
+
 // Keys and values of tokens [first, first + num_tokens) of the task's row as float32 rows.
 template <DType kDType>
 void GatherTile(const PrefillAttentionParams& p, const PrefillTask& task, int32_t first,
@@ -107,15 +111,28 @@ void GatherTile(const PrefillAttentionParams& p, const PrefillTask& task, int32_
   using Type = typename Element<kDType>::Type;
   const KvView& view = p.position;
   const int32_t* pages = p.block_table + task.row * p.block_table_stride;
-  const Type* k = static_cast<const Type*>(view.k) + task.head * view.k_head;
-  const Type* v = static_cast<const Type*>(view.v) + task.head * view.v_head;
   const int shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
+  const auto key = [&](int32_t position) {
+    return static_cast<const Type*>(view.k) + task.head * view.k_head +
+           pages[position >> shift] * view.k_page +
+           (position & (view.page_tokens - 1)) * view.k_token;
+  };
+  const auto value = [&](int32_t position) {
+    return static_cast<const Type*>(view.v) + task.head * view.v_head +
+           pages[position >> shift] * view.v_page +
+           (position & (view.page_tokens - 1)) * view.v_token;
+  };
+  constexpr int kLineElements = 64 / sizeof(Type);
   for (int t = 0; t < num_tokens; ++t) {
-    const int64_t page = pages[(first + t) >> shift];
-    const int64_t offset = (first + t) & (view.page_tokens - 1);
-    ConvertRow<kDType, DType::kFloat32>(k + page * view.k_page + offset * view.k_token, p.head_dim,
-                                        scratch.keys + t * p.head_dim);
-    ConvertRow<kDType, DType::kFloat32>(v + page * view.v_page + offset * view.v_token, p.head_dim,
+    const int32_t ahead = first + std::min(t + kPrefetchTokens, num_tokens - 1);
+    const Type* next_key = key(ahead);
+    const Type* next_value = value(ahead);
+    for (int c = 0; c < p.head_dim; c += kLineElements) {
+      hwy::Prefetch(next_key + c);
+      hwy::Prefetch(next_value + c);
+    }
+    ConvertRow<kDType, DType::kFloat32>(key(first + t), p.head_dim, scratch.keys + t * p.head_dim);
+    ConvertRow<kDType, DType::kFloat32>(value(first + t), p.head_dim,
                                         scratch.values + t * p.head_dim);
   }
   // ScoreTile computes whole groups of kRows tokens; nobody reads the scores of these.

@@ -1,8 +1,8 @@
 // The semantic vectors of the inverted lists of one partition: mean key, variance around it, and
 // their stored forms.
 //
-//   mean[i]     = sum over members t of list i of keys[t] / size[i]           (float32 accumulation)
-//   variance[i] = sum over members t of |keys[t] - mean[i]|^2 / size[i]
+//   mean[i]     = sum over members t of list i of keys[t] / size[i]           (float32
+//   accumulation) variance[i] = sum over members t of |keys[t] - mean[i]|^2 / size[i]
 //
 // Members whose key is not finite are left out of both (the caller attends such tokens always);
 // a list without finite members has mean 0, variance 0.
@@ -30,9 +30,12 @@ void ListMeansHost(const ListMeansParams& params);
 void ListMeansReference(const ListMeansParams& params);
 
 // Least and greatest key per channel of each list, as bf16 rounded outwards: [nlist, 2, head_dim].
+// Members whose key is not finite are left out here too; a list without finite members has bounds
+// 0.
 void ListBounds(const ListMeansParams& params, uint16_t* bounds);
 
-// codes[i] = round((mean[i] - center) / scales[i]), scales[i] = max |mean[i] - center| / 127.
+// codes[i] = round((mean[i] - center) / scales[i]), scales[i] = max |mean[i] - center| / 127; below
+// 1e-30 scale and codes are 0. center may be null (0).
 void EncodeInt8(const float* means, const float* center, int32_t nlist, int32_t head_dim,
                 int8_t* codes, float* scales);
 // codes[i] = bf16(mean[i] - center); center may be null (0).

@@ -157,10 +157,30 @@ void ScoreView(const ScoreListsParams& p, const ListsView& view, VarianceTerm te
   }
 }
 
+// exp(x) for x <= 0 within 6e-6 of its value; 0 below 2^-126. A third of the work of a full exp.
+HWY_INLINE VF ExpOfNonPositive(DF df, VF x) {
+  const hn::RebindToSigned<DF> d32;
+  const VF log2 = hn::Mul(x, hn::Set(df, 1.44269504f));
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  const VF rounder = hn::Set(df, 12582912.0f);
+  const VF rounded = hn::Add(log2, rounder);
+  const VF f = hn::Sub(log2, hn::Sub(rounded, rounder));
+  // 2^f for |f| <= 1/2: Cephes, exp2f.
+  VF power = hn::MulAdd(f, hn::Set(df, 1.535336188e-4f), hn::Set(df, 1.339887440e-3f));
+  power = hn::MulAdd(f, power, hn::Set(df, 9.618437357e-3f));
+  power = hn::MulAdd(f, power, hn::Set(df, 5.550332471e-2f));
+  power = hn::MulAdd(f, power, hn::Set(df, 2.402264791e-1f));
+  power = hn::MulAdd(f, power, hn::Set(df, 6.931472028e-1f));
+  power = hn::MulAdd(f, power, hn::Set(df, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(d32, rounded));
+  const VF scaled = hn::BitCast(df, hn::Add(hn::BitCast(d32, power), exponent));
+  return hn::IfThenElseZero(hn::Ge(log2, hn::Set(df, -126.0f)), scaled);
+}
+
 // Infinite scores: inf - inf is no number, but equal scores have a difference of 0.
 HWY_INLINE VF ExpBelow(DF df, VF score, VF maximum) {
   return hn::IfThenElse(hn::Eq(score, maximum), hn::Set(df, 1.0f),
-                        hn::Exp(df, hn::Sub(score, maximum)));
+                        ExpOfNonPositive(df, hn::Sub(score, maximum)));
 }
 
 void ExpView(const ListsView& view, int32_t heads, int64_t first, const ScoreScratch& s) {

@@ -1,12 +1,13 @@
-// A histogram over the leading bits of the keys, weighted by list size, finds a threshold above
-// which the lists are sure to fill the budget; only those are sorted. They are walked in order and
-// their members marked in a bitmap of the row's tokens, which is then written out as slots.
+// A search over the float bits of the keys, weighted by list size, finds a threshold above which
+// the lists are sure to fill the budget; only those are sorted. They are walked in order and their
+// members marked in a bitmap of the row's tokens, which is then written out as slots.
 
 #include "csrc/ops/retrieval/select_lists.h"
 
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "csrc/ops/numeric/float_convert.h"
 #include "csrc/ops/parallel/thread_pool.h"
@@ -26,9 +27,11 @@
 
 namespace semkv {
 
-// A key's bin is its exponent and first three bits of mantissa: 9 % wide.
-constexpr int kBinShift = 20;
-constexpr int32_t kBins = 1 << (31 - kBinShift);
+// The search divides the interval of key bits by kSplit a few times: from 256 octaves to less than
+// a tenth of one.
+constexpr int kSplit = 8;
+constexpr int kSplitRounds = 4;
+constexpr uint32_t kEndOfKeyBits = 0x7f800001u;  // one more than infinity's
 // How many lists ahead of the walk members are asked for; they are read once and lie scattered.
 constexpr int32_t kPrefetchLists = 8;
 
@@ -38,14 +41,18 @@ using Candidate = uint64_t;
 struct SelectScratch {
   SelectScratch(Workspace& workspace, int32_t num_tokens, int32_t lists)
       : num_words(CeilDiv(num_tokens, 64)),
+        num_lists(lists),
         taken(workspace.Take<uint64_t>(num_words)),
-        histogram(workspace.Take<uint32_t>(kBins)),
+        keys(workspace.Take<float>(ScratchStride(lists))),
+        sizes(workspace.Take<int32_t>(ScratchStride(lists))),
         candidates(workspace.Take<Candidate>(lists)) {}
 
   int32_t num_words;
+  int32_t num_lists;
   uint64_t* taken;        // one bit per token of the row
-  uint32_t* histogram;    // members of the lists of each bin
-  Candidate* candidates;  // [lists]
+  float* keys;            // [num_lists], then -1 to the end of a vector
+  int32_t* sizes;         // [num_lists], then 0
+  Candidate* candidates;  // [num_lists]
 };
 
 struct ListRef {
@@ -67,16 +74,23 @@ HWY_BEFORE_NAMESPACE();
 namespace semkv {
 namespace HWY_NAMESPACE {
 
-// Compiled per target for its bit-counting instructions.
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using DI = hn::ScalableTag<int32_t>;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 class Selector {
  public:
   Selector(const SelectListsParams& params, int64_t task, const float* keys, Workspace& workspace)
       : row_(params.rows[task / params.num_selections]),
         views_(params.views + params.view_begin[task]),
         num_views_(params.view_begin[task + 1] - params.view_begin[task]),
-        keys_(keys),
         heads_(params.heads_per_selection),
-        scratch_(workspace, row_.num_tokens, CountLists(views_, num_views_)) {}
+        scratch_(workspace, row_.num_tokens, CountLists(views_, num_views_)) {
+    LoadLists(keys);
+  }
 
   void Select() {
     std::fill_n(scratch_.taken, scratch_.num_words, uint64_t{0});
@@ -85,55 +99,145 @@ class Selector {
     if (remaining_ <= 0) return;
     // A token is in at most one list of each of two partitions, so lists of twice the tokens that
     // are left fill the budget; unless some were taken before, and then the rest follows.
-    const int32_t bin = FindBin(2 * int64_t{remaining_});
-    if (!Walk(Collect(bin, kBins)) && bin > 0) Walk(Collect(0, bin));
+    const float threshold = FindThreshold(2 * int64_t{remaining_});
+    if (!Walk(Collect(threshold, kInfinity)) && threshold > 0.0f) {
+      Walk(Collect(0.0f, FloatFromBits(FloatBits(threshold) - 1)));
+    }
   }
 
   // Writes what was taken in ascending order and returns how much it was.
   int32_t Write(int32_t page_tokens, int32_t* slots, int32_t* positions) const {
-    const int32_t shift = std::countr_zero(static_cast<uint32_t>(page_tokens));
-    int32_t count = 0;
-    for (int32_t w = 0; w < scratch_.num_words; ++w) {
-      for (uint64_t bits = scratch_.taken[w]; bits != 0; bits &= bits - 1) {
-        const int32_t position = w * 64 + std::countr_zero(bits);
-        slots[count] =
-            row_.block_table[position >> shift] << shift | (position & (page_tokens - 1));
-        if (positions != nullptr) positions[count] = position;
-        ++count;
+    int32_t buffer[kWriteBuffer];
+    int32_t buffered = 0, count = 0;
+    for (int32_t w = 0; w <= scratch_.num_words; ++w) {
+      if (w == scratch_.num_words || buffered > kWriteBuffer - kWordRoom) {
+        WriteSlots(buffer, buffered, page_tokens, slots + count);
+        if (positions != nullptr) std::copy_n(buffer, buffered, positions + count);
+        count += buffered;
+        buffered = 0;
+      }
+      if (w < scratch_.num_words && scratch_.taken[w] != 0) {
+        buffered += ExpandWord(w, buffer + buffered);
       }
     }
     return count;
   }
 
  private:
-  static int32_t Bin(float key) { return (FloatBits(key) & 0x7fffffffu) >> kBinShift; }
+  static constexpr int32_t kWriteBuffer = 512;
+  static constexpr int32_t kWordRoom = 64 + kScratchPadding;  // of positions, and a vector's tail
 
-  // The highest bin such that it and those above hold `members` members, or 0.
-  int32_t FindBin(int64_t members) {
-    uint32_t* const histogram = scratch_.histogram;
-    std::fill_n(histogram, kBins, 0u);
-    const float* key = keys_;
-    for (int32_t v = 0; v < num_views_; ++v) {
-      const uint16_t* const offsets = views_[v].offsets;
-      for (int32_t i = 0; i < views_[v].nlist; ++i, ++key) {
-        if (*key >= 0.0f) histogram[Bin(*key)] += offsets[i + 1] - offsets[i];
-      }
+  // The positions of the bits of word `w`; returns their number. May write a vector too much.
+  int32_t ExpandWord(int32_t w, int32_t* out) const {
+#if HWY_TARGET == HWY_SCALAR
+    int32_t count = 0;
+    for (uint64_t bits = scratch_.taken[w]; bits != 0; bits &= bits - 1) {
+      out[count++] = w * 64 + std::countr_zero(bits);
     }
-    int32_t bin = kBins;
-    while (bin > 0 && members > 0) members -= histogram[--bin];
-    return bin;
+    return count;
+#else
+    // A loop over bits mispredicts its end once per word; this has no branch.
+    const DI di;
+    const int32_t lanes = hn::Lanes(di);
+    const auto from_0 = hn::Iota(di, 0);
+    const uint64_t word = scratch_.taken[w];
+    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(scratch_.taken + w);
+    int32_t count = 0;
+    for (int32_t first = 0; first < 64; first += lanes) {
+      const auto positions = hn::Add(from_0, hn::Set(di, w * 64 + first));
+      hn::StoreU(hn::CompressBits(positions, bytes + first / 8), di, out + count);
+      count += std::popcount(word >> first & ((uint64_t{1} << lanes) - 1));
+    }
+    return count;
+#endif
   }
 
-  // The lists with bins in [begin, end), sorted; returns their number.
-  int32_t Collect(int32_t begin, int32_t end) {
-    Candidate* const candidates = scratch_.candidates;
-    int32_t count = 0;
-    const float* key = keys_;
+  void WriteSlots(const int32_t* positions, int32_t count, int32_t page_tokens,
+                  int32_t* slots) const {
+    const DI di;
+    const int32_t shift = std::countr_zero(static_cast<uint32_t>(page_tokens));
+    const auto in_page = hn::Set(di, page_tokens - 1);
+    const int32_t* const table = row_.block_table;
+    int32_t k = 0;
+    for (const int32_t lanes = hn::Lanes(di); k + lanes <= count; k += lanes) {
+      const auto position = hn::LoadU(di, positions + k);
+      const auto page = hn::GatherIndex(di, table, hn::ShiftRightSame(position, shift));
+      hn::StoreU(hn::Or(hn::ShiftLeftSame(page, shift), hn::And(position, in_page)), di, slots + k);
+    }
+    for (; k < count; ++k) {
+      slots[k] = table[positions[k] >> shift] << shift | (positions[k] & (page_tokens - 1));
+    }
+  }
+
+  void LoadLists(const float* keys) {
+    const int32_t lists = scratch_.num_lists;
+    std::copy_n(keys, lists, scratch_.keys);
+    std::fill_n(scratch_.keys + lists, kScratchPadding, -1.0f);
+    int32_t* sizes = scratch_.sizes;
     for (int32_t v = 0; v < num_views_; ++v) {
-      for (int32_t i = 0; i < views_[v].nlist; ++i, ++key) {
-        if (!(*key >= 0.0f) || Bin(*key) < begin || Bin(*key) >= end) continue;
-        const uint32_t bits = FloatBits(*key) & 0x7fffffffu;
-        candidates[count++] = Candidate{~bits} << 32 | static_cast<uint32_t>(v) << 16 | i;
+      const uint16_t* const offsets = views_[v].offsets;
+      const int32_t nlist = views_[v].nlist;
+      for (int32_t i = 0; i < nlist; ++i) sizes[i] = offsets[i + 1] - offsets[i];
+      sizes += nlist;
+    }
+    std::fill_n(sizes, kScratchPadding, 0);
+  }
+
+  // members[j] = of lists with key >= thresholds[j].
+  void CountMembers(const float* thresholds, int64_t* members) const {
+    const DF df;
+    const DI di;
+    hn::Vec<DI> sums[kSplit];
+    for (int j = 1; j < kSplit; ++j) sums[j] = hn::Zero(di);
+    for (int32_t i = 0; i < scratch_.num_lists; i += hn::Lanes(df)) {
+      const auto key = hn::Load(df, scratch_.keys + i);
+      const auto size = hn::Load(di, scratch_.sizes + i);
+      for (int j = 1; j < kSplit; ++j) {
+        const auto above = hn::RebindMask(di, hn::Ge(key, hn::Set(df, thresholds[j])));
+        sums[j] = hn::Add(sums[j], hn::IfThenElseZero(above, size));
+      }
+    }
+    for (int j = 1; j < kSplit; ++j) members[j] = hn::GetLane(hn::SumOfLanes(di, sums[j]));
+  }
+
+  // A key such that lists of no lesser key hold `members` members, and not many more; else 0.
+  float FindThreshold(int64_t members) const {
+    uint32_t low = 0, high = kEndOfKeyBits;
+    for (int round = 0; round < kSplitRounds; ++round) {
+      const uint32_t step = (high - low) / kSplit;
+      float thresholds[kSplit];
+      int64_t above[kSplit];
+      for (int j = 1; j < kSplit; ++j) thresholds[j] = FloatFromBits(low + j * step);
+      CountMembers(thresholds, above);
+      int j = kSplit - 1;
+      while (j > 0 && above[j] < members) --j;
+      if (j + 1 < kSplit) high = low + (j + 1) * step;
+      low += j * step;
+      if (j > 0 && above[j] <= members + members / 4) break;
+    }
+    return FloatFromBits(low);
+  }
+
+  // The lists with keys in [least, greatest], sorted; returns their number.
+  int32_t Collect(float least, float greatest) {
+    const DF df;
+    const int32_t lanes = hn::Lanes(df);
+    Candidate* const candidates = scratch_.candidates;
+    const float* keys = scratch_.keys;
+    int32_t count = 0;
+    for (int32_t v = 0; v < num_views_; keys += views_[v++].nlist) {
+      for (int32_t first = 0; first < views_[v].nlist; first += lanes) {
+        const auto key = hn::LoadU(df, keys + first);
+        const auto in_view = hn::FirstN(df, views_[v].nlist - first);
+        const auto in_range =
+            hn::And(hn::Ge(key, hn::Set(df, least)), hn::Le(key, hn::Set(df, greatest)));
+        HWY_ALIGN uint64_t bits = 0;
+        hn::StoreMaskBits(df, hn::And(in_range, in_view), reinterpret_cast<uint8_t*>(&bits));
+        for (; bits != 0; bits &= bits - 1) {
+          const int32_t i = first + std::countr_zero(bits);
+          const uint32_t key_bits = FloatBits(keys[i]) & 0x7fffffffu;  // -0 is 0
+          candidates[count++] = Candidate{~key_bits} << 32 | static_cast<uint32_t>(v) << 16 | i;
+        }
       }
     }
     std::sort(candidates, candidates + count);
@@ -212,7 +316,6 @@ class Selector {
   const RetrievalRow& row_;
   const ListsView* const views_;
   const int32_t num_views_;
-  const float* const keys_;
   const int32_t heads_;
   const SelectScratch scratch_;
   int32_t remaining_ = 0;

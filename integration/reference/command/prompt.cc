@@ -136,8 +136,9 @@ std::vector<int32_t> FindInDocument(const std::string& text, const Prompt& promp
   };
   size_t position = 0;
   size_t position_end = 0;  // byte after the token at `position`
-  for (size_t at = prompt.document.find(text); at != std::string::npos && found.size() < kMaxPlaces;
-       at = prompt.document.find(text, at + 1)) {
+  const absl::string_view document = prompt.document;
+  for (size_t at = document.find(text); at != absl::string_view::npos && found.size() < kMaxPlaces;
+       at = document.find(text, at + 1)) {
     if ((at > 0 && inside_word(at - 1)) || inside_word(at + text.size())) continue;
     while (position < prompt.ids.size()) {
       const size_t length = tokenizer.TokenBytes(prompt.ids[position]).size();

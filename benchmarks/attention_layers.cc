@@ -1,0 +1,138 @@
+#include "benchmarks/attention_layers.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <random>
+
+#include "benchmarks/plain_read.h"
+
+namespace semkv {
+namespace {
+
+constexpr size_t kBufferBytes = (size_t{2} << 30) + (size_t{128} << 20);
+constexpr int32_t kPageTokens = 16;
+constexpr int32_t kNumHeads = 32;
+constexpr int32_t kNumKvHeads = 8;
+constexpr int32_t kHeadDim = 128;
+constexpr int64_t kTokenBytes = int64_t{2} * kNumKvHeads * kHeadDim * sizeof(uint16_t);
+
+// Random bfloat16 numbers of magnitude [0.5, 1).
+char* MakeBuffer() {
+  void* memory =
+      mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    std::perror("semkv_bench: mmap");
+    std::exit(1);
+  }
+  madvise(memory, kBufferBytes, MADV_HUGEPAGE);
+  uint64_t* words = static_cast<uint64_t*>(memory);
+  uint64_t state = 0x9e3779b97f4a7c15u;
+  for (size_t i = 0; i < kBufferBytes / sizeof(uint64_t); ++i) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    words[i] = (state & 0x807f807f807f807fu) | 0x3f003f003f003f00u;
+  }
+  return static_cast<char*>(memory);
+}
+
+char* Buffer() {
+  static char* const buffer = MakeBuffer();
+  return buffer;
+}
+
+std::vector<int32_t> Shuffled(int32_t n, uint64_t seed) {
+  std::vector<int32_t> x(n);
+  std::iota(x.begin(), x.end(), 0);
+  std::mt19937_64 rng(seed);
+  std::shuffle(x.begin(), x.end(), rng);
+  return x;
+}
+
+}  // namespace
+
+AttentionLayers::AttentionLayers(int32_t num_tokens)
+    : num_tokens_(num_tokens),
+      layer_bytes_(num_tokens * kTokenBytes),
+      block_table_(Shuffled(num_tokens / kPageTokens, 1)) {
+  num_layers_ = static_cast<int32_t>(kBufferBytes / layer_bytes_);
+}
+
+const void* AttentionLayers::layer(int64_t i) const {
+  return Buffer() + i % num_layers_ * layer_bytes_;
+}
+
+KvView AttentionLayers::view(int64_t i) const {
+  KvView view;
+  char* base = Buffer() + i % num_layers_ * layer_bytes_;
+  view.k = base;
+  view.v = base + kHeadDim * sizeof(uint16_t);
+  view.k_token = view.v_token = 2 * kHeadDim;
+  view.k_head = view.v_head = kPageTokens * view.k_token;
+  view.k_page = view.v_page = kNumKvHeads * view.k_head;
+  view.page_tokens = kPageTokens;
+  view.num_pages = num_tokens_ / kPageTokens;
+  view.dtype = DType::kBFloat16;
+  return view;
+}
+
+DecodeAttentionRun::DecodeAttentionRun(const AttentionLayers& layers, int32_t num_tokens,
+                                       Selection selection, int32_t num_selected, int num_threads)
+    : layers_(layers), pool_(num_threads), q_(kNumHeads * kHeadDim), out_(q_.size()) {
+  std::mt19937_64 rng(2);
+  std::normal_distribution<float> normal;
+  for (float& x : q_) x = normal(rng);
+  params_.q = q_.data();
+  params_.out = out_.data();
+  params_.q_head = params_.out_head = kHeadDim;
+  params_.num_rows = 1;
+  params_.num_heads = kNumHeads;
+  params_.num_kv_heads = kNumKvHeads;
+  params_.head_dim = kHeadDim;
+  params_.scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+  row_tokens_ = {selection == Selection::kDense ? num_tokens : -1};
+  params_.row_tokens = row_tokens_.data();
+  params_.block_table = layers.block_table().data();
+  bytes_ = num_tokens * kTokenBytes;
+  if (selection != Selection::kDense) SelectTokens(num_tokens, selection, num_selected);
+  workspace_.resize(DecodeAttentionWorkspaceBytes(1, kNumHeads, kNumKvHeads, kHeadDim, num_tokens) +
+                    64);
+}
+
+void DecodeAttentionRun::SelectTokens(int32_t num_tokens, Selection selection,
+                                      int32_t num_selected) {
+  counts_.assign(kNumKvHeads, num_selected);
+  for (int32_t g = 0; g < kNumKvHeads; ++g) {
+    if (selection == Selection::kScattered) {
+      const std::vector<int32_t> slots = Shuffled(num_tokens, 10 + g);
+      slots_.insert(slots_.end(), slots.begin(), slots.begin() + num_selected);
+    } else {
+      const std::vector<int32_t> pages = Shuffled(num_tokens / kPageTokens, 10 + g);
+      for (int32_t i = 0; i < num_selected; ++i) {
+        slots_.push_back(pages[i / kPageTokens] * kPageTokens + i % kPageTokens);
+      }
+    }
+  }
+  params_.num_selections = kNumKvHeads;
+  params_.list_slots.slots = slots_.data();
+  params_.list_slots.counts = counts_.data();
+  params_.list_slots.selection_stride = num_selected;
+  bytes_ = num_selected * kTokenBytes;
+}
+
+void DecodeAttentionRun::Attend(int64_t i) {
+  params_.position = layers_.view(i);
+  params_.list = params_.position;
+  uint8_t* workspace = workspace_.data();
+  workspace += (64 - reinterpret_cast<uintptr_t>(workspace) % 64) % 64;
+  DecodeAttentionHost(params_, workspace, workspace_.size() - 64, pool_);
+}
+
+void DecodeAttentionRun::ReadPlainly(int64_t i) { PlainRead(layers_.layer(i), bytes_, pool_); }
+
+}  // namespace semkv

@@ -1,0 +1,70 @@
+// Key and value layers that no cache holds: more than 2 GiB of bfloat16 rows in semkv's own layout
+// ([page][kv_head][token][2][head_dim]), from which layers of any context length are cut.
+
+#ifndef SEMKV_BENCHMARKS_ATTENTION_LAYERS_H_
+#define SEMKV_BENCHMARKS_ATTENTION_LAYERS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "csrc/ops/attention/decode_attention.h"
+#include "csrc/ops/parallel/thread_pool.h"
+#include "tests/ops/attention/attention_cases.h"
+
+namespace semkv {
+
+// The buffer is made once per program, on huge pages where the system has them.
+class AttentionLayers {
+ public:
+  explicit AttentionLayers(int32_t num_tokens);
+
+  int32_t num_layers() const { return num_layers_; }
+  size_t layer_bytes() const { return layer_bytes_; }
+  const void* layer(int64_t i) const;
+
+  // Keys and values of layer i, modulo the number of layers.
+  KvView view(int64_t i) const;
+
+  // A random order of the pages, the same for all layers.
+  const std::vector<int32_t>& block_table() const { return block_table_; }
+
+ private:
+  int32_t num_tokens_;
+  int32_t num_layers_;
+  size_t layer_bytes_;
+  std::vector<int32_t> block_table_;
+};
+
+// One decode step's attention of Llama-3-8B over such layers: one row, dense, or sparse over
+// `num_selected` tokens per KV head.
+class DecodeAttentionRun {
+ public:
+  enum class Selection { kDense, kScattered, kPages };
+
+  DecodeAttentionRun(const AttentionLayers& layers, int32_t num_tokens, Selection selection,
+                     int32_t num_selected, int num_threads);
+
+  // Attends in layer i.
+  void Attend(int64_t i);
+
+  // Reads layer i's bytes, all, or as many as the selection has.
+  void ReadPlainly(int64_t i);
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void SelectTokens(int32_t num_tokens, Selection selection, int32_t num_selected);
+
+  const AttentionLayers& layers_;
+  ThreadPool pool_;
+  DecodeAttentionParams params_;
+  std::vector<float> q_, out_;
+  std::vector<int32_t> row_tokens_, slots_, counts_;
+  std::vector<uint8_t> workspace_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace semkv
+
+#endif  // SEMKV_BENCHMARKS_ATTENTION_LAYERS_H_
