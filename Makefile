@@ -9,11 +9,11 @@ DEMO := build/demo
 
 demo: release
 	@mkdir -p $(DEMO)
-	build/release/semkv run --model models/semkv-tiny --prompt-file models/demo/document.txt \
+	build/release/semkv run --model models/semkv-tiny --prompt-file models/demo/harbour_report.txt \
 	  --questions-file models/demo/questions.json \
 	  --policy dense --policy hybrid --policy sentence --policy cluster --policy pages \
 	  --policy quest --policy window --policy sentencekv --policy clusterkv \
-	  --budget 512 --force-sparse --max-new-tokens 16 \
+	  --raw --budget 1024 --force-sparse --max-new-tokens 12 \
 	  --json $(DEMO)/report.json --html $(DEMO)/report.html
 	@echo "report: $(DEMO)/report.html (open it in a browser), $(DEMO)/report.json"
 

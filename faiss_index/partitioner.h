@@ -34,7 +34,7 @@ struct Lists {
   std::vector<uint16_t> members;  // ascending within a list; empty: list i is the range
                                   // [offsets[i], offsets[i + 1])
   // > 0: the last list holds the tokens whose key is not finite, so many, and no other list has
-  // one. No score can rank it: attend it always. 0: there is no such list.
+  // one. No score can rank it, so it is never selected. 0: there is none.
   int32_t num_nonfinite = 0;
 
   int32_t nlist() const { return offsets.empty() ? 0 : static_cast<int32_t>(offsets.size()) - 1; }

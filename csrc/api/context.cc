@@ -132,9 +132,11 @@ absl::Status Context::SetPolicy(semkv_sequence sequence, const semkv_policy& pol
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " cuts sentences: call semkv_vocabulary_set first"));
   }
-  SEMKV_ASSIGN_OR_RETURN(IndexRecipe recipe, MakeIndexRecipe(policy));
+  if (!SameLists(policy, state->policy)) {
+    SEMKV_ASSIGN_OR_RETURN(IndexRecipe recipe, MakeIndexRecipe(policy));
+    state->index = SequenceIndex(std::move(recipe));
+  }
   state->policy = policy;
-  state->index = SequenceIndex(std::move(recipe));
   state->query_steps = 0;
   state->query_sum.clear();
   if (policy.mean_query != 0) {

@@ -28,7 +28,7 @@ namespace semkv {
 // What semkv knows of a sequence beyond its pages.
 struct IndexedSequence {
   explicit IndexedSequence(const BoundaryTable* table) : scanner(table) {}
-  semkv_policy policy;
+  semkv_policy policy = {};  // struct_size 0: none was set yet
   SequenceIndex index;
   BoundaryScanner scanner;
   std::vector<uint8_t> closes;  // flags of the tokens whose fate is known

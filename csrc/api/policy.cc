@@ -43,6 +43,15 @@ int32_t PolicyKind(const char* name) {
   return -1;
 }
 
+bool SameLists(const semkv_policy& a, const semkv_policy& b) {
+  return a.struct_size == b.struct_size && a.kind == b.kind && a.sinks == b.sinks &&
+         a.cluster_size == b.cluster_size && a.cluster_metric == b.cluster_metric &&
+         a.kmeans_iterations == b.kmeans_iterations &&
+         a.sentence_min_tokens == b.sentence_min_tokens &&
+         a.sentence_max_tokens == b.sentence_max_tokens && a.centroid_form == b.centroid_form &&
+         a.estimate_rest == b.estimate_rest;
+}
+
 semkv_policy DefaultPolicy(int32_t kind) {
   semkv_policy policy = {};
   policy.struct_size = sizeof(policy);
@@ -78,7 +87,6 @@ semkv_policy DefaultPolicy(int32_t kind) {
       break;
     case SEMKV_POLICY_CLUSTERKV:
       policy.recent = 1;
-      policy.dense_layers = 2;
       policy.cluster_size = 80;
       policy.cluster_metric = SEMKV_METRIC_COSINE;
       policy.kmeans_iterations = 20;

@@ -35,6 +35,9 @@ inline bool UsesLists(const semkv_policy& policy) {
   return policy.kind != SEMKV_POLICY_DENSE && policy.kind != SEMKV_POLICY_WINDOW;
 }
 
+// Do both policies build the same lists, so that one's serve the other?
+bool SameLists(const semkv_policy& a, const semkv_policy& b);
+
 // Number of first layers attended densely in a model of `num_layers`.
 inline int32_t DenseLayers(const semkv_policy& policy, int32_t num_layers) {
   if (policy.dense_layers >= 0) return policy.dense_layers;

@@ -223,8 +223,8 @@ typedef int64_t semkv_sequence; /* an id, never reused within a context; >= 1 */
  * Errors: RESOURCE_EXHAUSTED at max_sequences; FAILED_PRECONDITION if a layer has no storage. */
 SEMKV_EXPORT int semkv_sequence_create(semkv_context* context, uint64_t salt,
                                        semkv_sequence* sequence);
-/* Sets how the sequence is indexed and read from now on; lists built under another policy are
- * dropped, call semkv_index again.
+/* Sets how the sequence is indexed and read from now on. Lists that the new policy would build
+ * otherwise are dropped, call semkv_index again; another budget, for example, keeps them.
  * Errors: INVALID_ARGUMENT names the field and both numbers, for example a budget below sinks +
  * recent; FAILED_PRECONDITION if sentences are asked for without semkv_vocabulary_set. */
 SEMKV_EXPORT int semkv_sequence_set_policy(semkv_context* context, semkv_sequence sequence,

@@ -94,15 +94,10 @@ class Selector {
 
   void Select() {
     std::fill_n(scratch_.taken, scratch_.num_words, uint64_t{0});
-    remaining_ = row_.budget - MarkRange(0, std::min(row_.num_sinks, row_.num_tokens));
-    remaining_ -= MarkRange(std::max(row_.num_tokens - row_.num_recent, 0), row_.num_tokens);
-    if (remaining_ <= 0) return;
-    // A token is in at most one list of each of two partitions, so lists of twice the tokens that
-    // are left fill the budget; unless some were taken before, and then the rest follows.
-    const float threshold = FindThreshold(2 * int64_t{remaining_});
-    if (!Walk(Collect(threshold, kInfinity)) && threshold > 0.0f) {
-      Walk(Collect(0.0f, FloatFromBits(FloatBits(threshold) - 1)));
-    }
+    // What must not be taken counts as taken until the budget is full.
+    SetExcluded(true);
+    Fill();
+    SetExcluded(false);
   }
 
   // Writes what was taken in ascending order and returns how much it was.
@@ -166,6 +161,30 @@ class Selector {
     }
     for (; k < count; ++k) {
       slots[k] = table[positions[k] >> shift] << shift | (positions[k] & (page_tokens - 1));
+    }
+  }
+
+  void Fill() {
+    remaining_ = row_.budget - MarkRange(0, std::min(row_.num_sinks, row_.num_tokens));
+    remaining_ -= MarkRange(std::max(row_.num_tokens - row_.num_recent, 0), row_.num_tokens);
+    if (remaining_ <= 0) return;
+    // A token is in at most one list of each of two partitions, so lists of twice the tokens that
+    // are left fill the budget; unless some were taken before, and then the rest follows.
+    const float threshold = FindThreshold(2 * int64_t{remaining_});
+    if (!Walk(Collect(threshold, kInfinity)) && threshold > 0.0f) {
+      Walk(Collect(0.0f, FloatFromBits(FloatBits(threshold) - 1)));
+    }
+  }
+
+  void SetExcluded(bool taken) {
+    for (int32_t v = 0; v < num_views_; ++v) {
+      for (int32_t i = 0; i < views_[v].num_excluded; ++i) {
+        const int32_t position = views_[v].first_position + views_[v].excluded[i];
+        if (position >= row_.num_tokens) continue;
+        const uint64_t bit = uint64_t{1} << (position & 63);
+        uint64_t& word = scratch_.taken[position >> 6];
+        word = taken ? word | bit : word & ~bit;
+      }
     }
   }
 

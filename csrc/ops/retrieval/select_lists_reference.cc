@@ -27,11 +27,24 @@ std::vector<RankedList> RankLists(const SelectListsParams& p, int64_t task) {
   return ranked;
 }
 
+std::set<int32_t> ExcludedPositions(const SelectListsParams& p, int64_t task) {
+  std::set<int32_t> excluded;
+  for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) {
+    const ListsView& view = p.views[v];
+    for (int32_t i = 0; i < view.num_excluded; ++i) {
+      excluded.insert(view.first_position + view.excluded[i]);
+    }
+  }
+  return excluded;
+}
+
 std::set<int32_t> TakePositions(const SelectListsParams& p, int64_t task) {
   const RetrievalRow& row = p.rows[task / p.num_selections];
+  const std::set<int32_t> excluded = ExcludedPositions(p, task);
   std::set<int32_t> taken;
   for (int32_t t = 0; t < row.num_tokens; ++t) {
-    if (t < row.num_sinks || t >= row.num_tokens - row.num_recent) taken.insert(t);
+    const bool always = t < row.num_sinks || t >= row.num_tokens - row.num_recent;
+    if (always && !excluded.contains(t)) taken.insert(t);
   }
   double mass = 0;
   for (const RankedList& ranked : RankLists(p, task)) {
@@ -41,7 +54,7 @@ std::set<int32_t> TakePositions(const SelectListsParams& p, int64_t task) {
     for (int32_t j = 0; j < size && static_cast<int32_t>(taken.size()) < row.budget; ++j) {
       const int32_t member = row.trim == TrimKeep::kMostRecent ? size - 1 - j : j;
       const int32_t position = MemberPosition(*ranked.view, ranked.list, member);
-      if (position < row.num_tokens) taken.insert(position);
+      if (position < row.num_tokens && !excluded.contains(position)) taken.insert(position);
     }
     mass += double{ranked.key} * static_cast<double>(taken.size() - before) / p.heads_per_selection;
     if (row.mass_target > 0.0f && mass >= row.mass_target) break;
