@@ -24,13 +24,18 @@ CORPUS = [
 STRINGS = [
     "", " ", "  ", "a", " a", "Hello", " Hello", "hello world", "it's IT'S iT'S they'LL 'ſ 'ST",
     "1", "12", "123", "1234", "12345678", "a1b22c333d4444", "²³¹ ½ Ⅷ ٣٤٥ 一二三 𝟘𝟙𝟚𝟛",
-    "\n", "\n\n", " \n", "\n ", " \n \n ", "a\n\n b", "a \r\n b\r\r", "x  \n\n  y", "...\n\n...\r\n!",
-    "a  b   c    d", "a\u00a0b \u00a0c\u00a0 d", "\u180e\u180ea b\u180e c", "a\u0085b\u0085\u0085 c",
-    "\u2028x\u2029y\u200bz\ufeffw", "\x1c\x1d\x1e\x1f x\x0b\x0cy", "e\u0301\u0302 \u0301x", "ﬀ ﬁ ß ẞ İ ı K",
+    "\n", "\n\n", " \n", "\n ", " \n \n ", "a\n\n b", "a \r\n b\r\r", "x  \n\n  y",
+    "...\n\n...\r\n!",
+    "a  b   c    d", "a\u00a0b \u00a0c\u00a0 d", "\u180e\u180ea b\u180e c",
+    "a\u0085b\u0085\u0085 c",
+    "\u2028x\u2029y\u200bz\ufeffw", "\x1c\x1d\x1e\x1f x\x0b\x0cy", "e\u0301\u0302 \u0301x",
+    "ﬀ ﬁ ß ẞ İ ı K",
     "👍🏽 👨\u200d👩\u200d👧 x👍y", "日本語のテスト、中文。", "한국어 ᄒ\u1161ᆫ", "مرحبا ١٢٣", "हिन्दी १२३",
     "<|begin|>", "a<|begin|>b", "<|begin|><|begin_of|>", "<|begin", "[MARK]", "x[MARK] [MARK]y",
-    "12<|begin|>34", "\U0010ffff\ue000\ufffe", "'s", "''s", "'", "don't'd'", "x" * 50, " " * 50 + "x",
-    "\n" * 30, "\t\t\tif x:\n\t\t\t\ty", "http://a.b/c?d=e&f=g#h", "__a__ --b=c", "(a)(b)[c]{d}", "  'm",
+    "12<|begin|>34", "\U0010ffff\ue000\ufffe", "'s", "''s", "'", "don't'd'",
+    "x" * 50, " " * 50 + "x",
+    "\n" * 30, "\t\t\tif x:\n\t\t\t\ty", "http://a.b/c?d=e&f=g#h", "__a__ --b=c", "(a)(b)[c]{d}",
+    "  'm",
 ]
 RANGES = [(0x20, 0x7e), (0x09, 0x0d), (0x30, 0x39), (0x80, 0x24f), (0x300, 0x36f), (0x370, 0x52f),
           (0x600, 0x66f), (0x900, 0x97f), (0x1680, 0x180f), (0x2000, 0x206f), (0x2150, 0x218f),
@@ -74,7 +79,8 @@ def kinds():
     gpt2 = trained(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True))
     gpt2["model"]["continuing_subword_prefix"] = ""
     gpt2["model"]["end_of_word_suffix"] = ""
-    gpt2["added_tokens"] = [added(size, "<|begin|>", False, True), added(size + 1, "[MARK]", True, False),
+    gpt2["added_tokens"] = [added(size, "<|begin|>", False, True),
+                            added(size + 1, "[MARK]", True, False),
                             added(size + 2, "<|begin|>12", True, False)]
 
     digits = trained(pre_tokenizers.Sequence([

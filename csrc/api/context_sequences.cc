@@ -62,6 +62,7 @@ absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
 }
 
 absl::StatusOr<semkv_sequence> Context::CreateSequence(uint64_t salt) {
+  SEMKV_RETURN_IF_ERROR(CheckStorage());
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence sequence, pages_->CreateSequence(salt));
   auto state = std::make_unique<IndexedSequence>(boundaries_.get());
   state->closes.reserve(options_.max_sequence_tokens);

@@ -219,7 +219,8 @@ typedef int64_t semkv_sequence; /* an id, never reused within a context; >= 1 */
 
 /* An empty sequence under the default hybrid policy. Prefixes are shared only between sequences of
  * equal salt (a tenant's secret; 0 is a salt like any other).
- * Errors: RESOURCE_EXHAUSTED at max_sequences. */
+ * Without semkv_vocabulary_set the policy is cluster: there are no sentences to cut.
+ * Errors: RESOURCE_EXHAUSTED at max_sequences; FAILED_PRECONDITION if a layer has no storage. */
 SEMKV_EXPORT int semkv_sequence_create(semkv_context* context, uint64_t salt,
                                        semkv_sequence* sequence);
 /* Sets how the sequence is indexed and read from now on; lists built under another policy are

@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "integration/reference/status_macros.h"
 #include "integration/reference/utf8.h"
 
@@ -17,25 +18,24 @@ namespace semkv::reference {
 namespace {
 
 // Unicode's White_Space, which is what \s means to `tokenizers`; to PCRE2 it also holds U+180E.
-#define SEMKV_SPACE \
-  R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})"
+constexpr char kSpace[] =
+    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f})"
+    R"(\x{3000})";
 
-// GPT-2's pattern, built into ByteLevel:
+// The patterns below are for PCRE2 once kSpace stands for each \s; all of those are in brackets.
+//
+// GPT-2's, built into ByteLevel:
 //   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 constexpr char kGpt2Pattern[] =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^)" SEMKV_SPACE R"(\p{L}\p{N}]+)"
-    R"(|[)" SEMKV_SPACE R"(]+(?![^)" SEMKV_SPACE R"(])|[)" SEMKV_SPACE R"(]+)";
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[\s]+(?![^\s])|[\s]+)";
 
-// Llama 3's pattern, as its tokenizer.json writes it, and for PCRE2.
+// Llama 3's, as its tokenizer.json writes it, and for PCRE2.
 constexpr char kLlama3Source[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
     R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr char kLlama3Pattern[] =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3})"
-    R"(| ?[^)" SEMKV_SPACE R"(\p{L}\p{N}]+[\r\n]*|[)" SEMKV_SPACE R"(]*[\r\n]+)"
-    R"(|[)" SEMKV_SPACE R"(]+(?![^)" SEMKV_SPACE R"(])|[)" SEMKV_SPACE R"(]+)";
-
-#undef SEMKV_SPACE
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
+    R"(|[\s]*[\r\n]+|[\s]+(?![^\s])|[\s]+)";
 
 // Rust's char::is_numeric: the categories Nd, Nl and No.
 constexpr char kDigitPattern[] = R"(\p{N})";
@@ -114,11 +114,13 @@ absl::Status PreTokenizer::AddStage(const char* pattern, bool add_prefix_space) 
   if (pattern != nullptr) {
     int error = 0;
     PCRE2_SIZE offset = 0;
-    stage.pattern.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED,
-                                      PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr));
+    const std::string expanded = absl::StrReplaceAll(pattern, {{R"(\s)", kSpace}});
+    stage.pattern.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expanded.data()),
+                                      expanded.size(), PCRE2_UTF | PCRE2_UCP, &error, &offset,
+                                      nullptr));
     if (stage.pattern == nullptr) {
       return absl::InternalError(
-          absl::StrCat("PCRE2 error ", error, " at byte ", offset, " of ", pattern));
+          absl::StrCat("PCRE2 error ", error, " at byte ", offset, " of ", expanded));
     }
     // Where there is no JIT the interpreter does the same, slower.
     pcre2_jit_compile(stage.pattern.get(), PCRE2_JIT_COMPLETE);

@@ -13,8 +13,9 @@ namespace semkv::reference {
 
 namespace {
 
-// Rows up to which one GEMV per row beats a GEMM.
-constexpr int32_t kMaxGemvRows = 1;
+// Rows up to which one GEMV per row beats a GEMM: measured with OpenBLAS 0.3.21, AVX-512, weights
+// of 512 x 256 to 8192 x 2048.
+constexpr int32_t kMaxGemvRows = 3;
 
 int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -27,7 +28,7 @@ int64_t NowNs() {
 void Multiply(const float* x, int64_t x_stride, const std::vector<float>& weight, int32_t rows,
               int32_t inputs, float beta, float* y) {
   const int32_t outputs = static_cast<int32_t>(weight.size() / inputs);
-  // A GEMM packs the weights before it uses them, which a few rows do not pay for.
+  // A GEMM packs the weights before it uses them, which few rows do not pay for.
   if (rows <= kMaxGemvRows) {
     for (int32_t r = 0; r < rows; ++r) {
       cblas_sgemv(CblasRowMajor, CblasNoTrans, outputs, inputs, 1.0f, weight.data(), inputs,

@@ -354,8 +354,8 @@ static void TestBorrowedStorage(void) {
   options.borrow_storage = 1;
   EXPECT_OK(semkv_context_create(&options, &context));
   EXPECT_OK(semkv_plan_create(context, 1, 64, &plan));
-  EXPECT_OK(semkv_sequence_create(context, 0, &sequence));
-  EXPECT_FAILS(semkv_index(context, sequence), SEMKV_FAILED_PRECONDITION, "semkv_register_kv");
+  EXPECT_FAILS(semkv_sequence_create(context, 0, &sequence), SEMKV_FAILED_PRECONDITION,
+               "semkv_register_kv");
   for (int layer = 0; layer < kLayers; ++layer) {
     semkv_kv_view view = {.struct_size = sizeof(view), .layer = layer};
     view.k = memory[layer][0];
@@ -367,6 +367,7 @@ static void TestBorrowedStorage(void) {
     view.layer = kLayers;
     EXPECT_FAILS(semkv_register_kv(context, &view), SEMKV_OUT_OF_RANGE, "2");
   }
+  EXPECT_OK(semkv_sequence_create(context, 0, &sequence));
   RunChunk(context, plan, sequence, 0, 50);
   EXPECT(memory[1][0][0][0][3][5] == model.k[1][3][0][5] ||
          memory[1][0][kPages - 1][0][3][5] == model.k[1][3][0][5]);

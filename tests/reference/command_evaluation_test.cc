@@ -12,7 +12,7 @@ namespace semkv::command {
 namespace {
 
 constexpr char kLine[] =
-    R"({"id": "a", "kind": "facts", "text": "t", "questions": [{"question": "q", "answer": "x."}]})";
+    R"({"id": "a", "kind": "facts", "text": "t", "questions": [{"question": "q", "answer":"x."}]})";
 
 TEST(CommandEvaluationTest, ReadsADocumentALine) {
   const auto documents = ParseDocuments(std::string(kLine) + "\n\n" + kLine + "\n");

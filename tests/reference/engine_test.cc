@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "integration/reference/generate.h"
-#include "tests/reference/allocation_counter.h"
 #include "tests/reference/model_directory.h"
+#include "tests/testing/count_allocations.h"
 
 namespace semkv::reference {
 namespace {
@@ -134,11 +134,11 @@ TEST_F(EngineTest, AllocatesNothingInASteadyDenseStep) {
   const std::vector<int32_t> ids = {1, 2};
   const StepOptions options;
   ASSERT_TRUE(engine->Step(sequences, ids, absl::MakeSpan(logits), options).ok());
-  const int64_t before = AllocationCount();
+  const int64_t before = testing::NumAllocations();
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(engine->Step(sequences, ids, absl::MakeSpan(logits), options).ok());
   }
-  EXPECT_EQ(AllocationCount() - before, 0);
+  EXPECT_EQ(testing::NumAllocations() - before, 0);
 }
 
 TEST_F(EngineTest, ShowsEveryLayerToTheObserver) {

@@ -24,7 +24,7 @@ constexpr char kRunAbout[] =
     "every question it is forked again, and the question is fed token by token as decode steps,\n"
     "so that the question's tokens, too, see only what the policy retrieves. Times, bytes and\n"
     "attended tokens come from these steps. Captured mass and KL come from a second, untimed pass\n"
-    "over the dense run's answer (teacher forcing). Nothing but results is printed.";
+    "over the dense run's answer (teacher forcing).";
 
 constexpr char kRunFooter[] =
     "\nExample:\n"

@@ -5,7 +5,7 @@ const levels = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const levelOf = Object.fromEntries([...levels].map((c, i) => [c, i / (levels.length - 1)]));
 const labelWidth = 118, rowHeight = 12, topHeight = 12, axisHeight = 18;
 const cellWidth = Math.max(2, Math.floor(1152 / data.bins.length));
-const shown = text => text.replace(/\n/g, "\u21b5");
+const shown = text => text.replace(/\n/g, "\u21b5").replace(/^ +$/, "\u2423");
 
 function element(tag, parent, text) {
   const e = parent.appendChild(document.createElement(tag));
@@ -28,7 +28,7 @@ function select(title, groups, onchange) {
 // White, then from light to dark blue; the first step is already visible.
 function shade(share) {
   if (share === 0) return null;
-  const t = Math.sqrt(share), mix = (a, b) => Math.round(a + (b - a) * t);
+  const t = share ** .75, mix = (a, b) => Math.round(a + (b - a) * t);
   return `rgb(${mix(222, 8)},${mix(235, 48)},${mix(247, 107)})`;
 }
 
@@ -74,7 +74,7 @@ function drawAxes(paint, rows, height, places) {
 function drawMap(parent, policy, layer, question, title) {
   const panel = element("div", parent);
   panel.className = "panel";
-  const heading = element("h3", panel, title);
+  element("h3", panel, title);
   const rows = stepsOf(question), bins = data.bins.length, cells = policy.layers[layer];
   const height = topHeight + rows.length * rowHeight, width = labelWidth + bins * cellWidth + 30;
   const canvas = element("canvas", panel), scale = window.devicePixelRatio || 1;
@@ -85,12 +85,10 @@ function drawMap(parent, policy, layer, question, title) {
   paint.scale(scale, scale);
   paint.fillStyle = "#f8f9fb";
   paint.fillRect(labelWidth, topHeight, bins * cellWidth, rows.length * rowHeight);
-  let touched = 0;
   rows.forEach((row, i) => {
     for (let bin = 0; bin < bins; ++bin) {
       const share = levelOf[cells[row * bins + bin]], colour = shade(share);
       if (!colour) continue;
-      touched += share * data.bins[bin][1];
       paint.fillStyle = colour;
       paint.fillRect(labelWidth + bin * cellWidth, topHeight + i * rowHeight, cellWidth,
                      rowHeight - 1);
@@ -98,7 +96,6 @@ function drawMap(parent, policy, layer, question, title) {
   });
   const places = data.places[question] || [];
   drawAxes(paint, rows, height, places);
-  element("span", heading, ` \u2013 ${Math.round(touched / rows.length)} tokens a step`);
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `${policy.name}, layer ${layer}: parts of the document read`);
   canvas.onmousemove = event => showTip(event, canvas, rows, cells);

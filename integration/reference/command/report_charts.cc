@@ -147,7 +147,7 @@ std::string MassChart(const RunMeasurement& run) {
 }
 
 std::string BytesChart(const RunMeasurement& run) {
-  constexpr double kNameWidth = 96.0, kBarWidth = 400.0, kRow = 26.0, kBar = 16.0;
+  constexpr double kNameWidth = 96.0, kBarWidth = 350.0, kRow = 26.0, kBar = 16.0;
   double most = 1.0;
   for (const PolicyMeasurement& policy : run.policies) {
     most = std::max({most, policy.reads.dense_kv_bytes_per_token,

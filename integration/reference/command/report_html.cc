@@ -84,10 +84,11 @@ void AppendAnswers(const RunMeasurement& run, std::string* page) {
   const bool any_expected =
       std::any_of(run.questions.begin(), run.questions.end(),
                   [](const Question& question) { return !question.expected.empty(); });
-  absl::StrAppend(page,
-                  "<section><h2>Answers</h2>\n<div class=\"wide\"><table><thead><tr>"
-                  "<th>question</th>",
-                  any_expected ? "<th>expected</th>" : "");
+  absl::StrAppend(
+      page,
+      "<section><h2>Answers</h2>\n<div class=\"wide\"><table class=\"answers\"><thead><tr>"
+      "<th>question</th>",
+      any_expected ? "<th>expected</th>" : "");
   for (const PolicyMeasurement& policy : run.policies) {
     absl::StrAppend(page, "<th style=\"color:", PolicyColour(policy.name), "\">", policy.name,
                     "</th>");
