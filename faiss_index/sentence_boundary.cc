@@ -118,46 +118,67 @@ void BoundaryScanner::ReadWord(absl::string_view bytes) {
   last_byte_ = static_cast<uint8_t>(bytes.back());
 }
 
+BoundaryScanner::Char BoundaryScanner::OfCodePoint(uint32_t code_point) {
+  switch (code_point) {
+    case 0x3002:  // ideographic full stop
+    case 0xFF01:  // fullwidth exclamation mark
+    case 0xFF1F:  // fullwidth question mark
+    case 0xFF61:  // halfwidth ideographic full stop
+      return Char::kHardStop;
+    case 0x2026:  // ellipsis
+    case 0x203C:  // double exclamation mark
+      return Char::kMark;
+    case 0x00A0:  // no-break space
+    case 0x3000:  // ideographic space
+      return Char::kSpace;
+    case 0x2028:  // line separator
+    case 0x2029:  // paragraph separator
+      return Char::kNewline;
+    case 0x2019:  // closing single quote
+    case 0x201D:  // closing double quote
+    case 0x00BB:  // closing angle quote
+    case 0x300D:  // corner brackets
+    case 0x300F:
+    case 0x300B:  // double angle bracket
+    case 0x3011:  // lenticular bracket
+    case 0xFF09:  // fullwidth parenthesis
+      return Char::kCloser;
+    default:
+      return Char::kOther;
+  }
+}
+
+BoundaryScanner::Char BoundaryScanner::OfByte(uint8_t byte) {
+  switch (byte) {
+    case ' ':
+    case '\t':
+    case '\r':
+      return Char::kSpace;
+    case '\n':
+      return Char::kNewline;
+    case '.':
+      return Char::kPoint;
+    case '!':
+    case '?':
+      return Char::kMark;
+    case '"':
+    case '\'':
+    case ')':
+    case ']':
+    case '}':
+    case '*':  // emphasis in markup
+      return Char::kCloser;
+    default:
+      return Char::kOther;
+  }
+}
+
 // Decodes UTF-8; what is malformed reads as other characters.
 void BoundaryScanner::ReadByte(uint8_t byte) {
   if (bytes_left_ > 0) {
     if ((byte & 0xC0) == 0x80) {
       code_point_ = code_point_ << 6 | (byte & 0x3F);
-      if (--bytes_left_ > 0) return;
-      Char type = Char::kOther;
-      switch (code_point_) {
-        case 0x3002:  // ideographic full stop
-        case 0xFF01:  // fullwidth exclamation mark
-        case 0xFF1F:  // fullwidth question mark
-        case 0xFF61:  // halfwidth ideographic full stop
-          type = Char::kHardStop;
-          break;
-        case 0x2026:  // ellipsis
-        case 0x203C:  // double exclamation mark
-          type = Char::kMark;
-          break;
-        case 0x00A0:  // no-break space
-        case 0x3000:  // ideographic space
-          type = Char::kSpace;
-          break;
-        case 0x2028:  // line separator
-        case 0x2029:  // paragraph separator
-          type = Char::kNewline;
-          break;
-        case 0x2019:  // closing single quote
-        case 0x201D:  // closing double quote
-        case 0x00BB:  // closing angle quote
-        case 0x300D:  // corner brackets
-        case 0x300F:
-        case 0x300B:  // double angle bracket
-        case 0x3011:  // lenticular bracket
-        case 0xFF09:  // fullwidth parenthesis
-          type = Char::kCloser;
-          break;
-        default:
-          break;
-      }
-      ReadChar(type, 0);
+      if (--bytes_left_ == 0) ReadChar(OfCodePoint(code_point_), 0);
       return;
     }
     bytes_left_ = 0;
@@ -168,28 +189,7 @@ void BoundaryScanner::ReadByte(uint8_t byte) {
     code_point_ = byte & (0x3F >> bytes_left_);
     return;
   }
-  switch (byte) {
-    case ' ':
-    case '\t':
-    case '\r':
-      return ReadChar(Char::kSpace, byte);
-    case '\n':
-      return ReadChar(Char::kNewline, byte);
-    case '.':
-      return ReadChar(Char::kPoint, byte);
-    case '!':
-    case '?':
-      return ReadChar(Char::kMark, byte);
-    case '"':
-    case '\'':
-    case ')':
-    case ']':
-    case '}':
-    case '*':  // emphasis in markup
-      return ReadChar(Char::kCloser, byte);
-    default:
-      return ReadChar(Char::kOther, byte);
-  }
+  ReadChar(OfByte(byte), byte);
 }
 
 void BoundaryScanner::ReadChar(Char type, uint8_t byte) {

@@ -80,6 +80,8 @@ class BoundaryScanner {
 
  private:
   enum class Char : uint8_t;
+  static Char OfCodePoint(uint32_t code_point);
+  static Char OfByte(uint8_t byte);
   void ReadWord(absl::string_view bytes);
   void ReadByte(uint8_t byte);
   void ReadChar(Char type, uint8_t byte);
