@@ -253,8 +253,9 @@ absl::StatusOr<Safetensors::Tensor> Safetensors::ReadTensor(const std::string& n
 absl::Status Safetensors::Check(const std::string& name, absl::Span<const int64_t> shape) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) {
-    return absl::NotFoundError(absl::StrCat(directory_, ": tensor \"", name, "\" is in none of ",
-                                            files_.size(), " files"));
+    return absl::NotFoundError(absl::StrCat(paths_.front(), ": tensor \"", name,
+                                            "\" is neither there nor in the other ",
+                                            paths_.size() - 1, " files of the model"));
   }
   const Tensor& tensor = found->second;
   const std::string place = absl::StrCat(paths_[tensor.file], ": tensor \"", name, "\" ");

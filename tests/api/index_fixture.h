@@ -45,6 +45,9 @@ class IndexFixture {
     ASSERT_TRUE(status.ok()) << status;
   }
 
+  // The lists stay; they do not depend on it.
+  void SetBudget(int32_t budget) { policy_.budget = budget; }
+
   // Positions selected for KV head `head` by one query per head of its group, [group, head_dim].
   std::vector<int32_t> Select(const float* queries, int32_t group, int32_t head, int32_t length,
                               int32_t num_recent) {
@@ -139,7 +142,7 @@ class IndexFixture {
   const int32_t num_kv_heads_;
   const int32_t head_dim_;
   const int32_t num_tokens_;
-  const semkv_policy policy_;
+  semkv_policy policy_;
   std::vector<float> k_, v_;
   std::vector<int32_t> pages_;
   KvView view_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -26,22 +27,6 @@ struct Share {
   double worst = 1.0;
 };
 
-// Captured mass of the oracle's, over the queries of one data set.
-double CapturedShare(const S1Data& data, const semkv_policy& policy, int32_t num_queries) {
-  IndexFixture fixture(1, data.options.head_dim, data.keys, data.values, policy);
-  fixture.Index(data.options.num_tokens, data.closes.data());
-  double captured = 0.0, oracle = 0.0;
-  for (int32_t i = 0; i < num_queries; ++i) {
-    const std::vector<double> mass = SoftmaxMass(data, i);
-    const std::vector<int32_t> taken =
-        fixture.Select(data.query(i), 1, 0, data.options.num_tokens, 0);
-    EXPECT_EQ(static_cast<int32_t>(taken.size()), policy.budget);
-    captured += CapturedMass(mass, taken);
-    oracle += OracleMass(mass, policy.budget);
-  }
-  return captured / oracle;
-}
-
 semkv_policy Policy(int32_t kind, int32_t budget) {
   semkv_policy policy = DefaultPolicy(kind);
   policy.budget = budget;
@@ -49,53 +34,85 @@ semkv_policy Policy(int32_t kind, int32_t budget) {
   return policy;
 }
 
-struct QualityCase {
-  const char* name;
-  int32_t kind;
-  int32_t budget;
-  bool outliers;
-  double least_mean, least_worst;
-};
+// Captured mass of the oracle's, over the queries of one data set, sinks inside the budget and no
+// recent window.
+double CapturedShare(const S1Data& data, const std::vector<std::vector<double>>& masses,
+                     int32_t budget, IndexFixture* fixture) {
+  fixture->SetBudget(budget);
+  double captured = 0.0, oracle = 0.0;
+  for (size_t i = 0; i < masses.size(); ++i) {
+    const std::vector<int32_t> taken =
+        fixture->Select(data.query(i), 1, 0, data.options.num_tokens, 0);
+    EXPECT_EQ(static_cast<int32_t>(taken.size()), budget);
+    captured += CapturedMass(masses[i], taken);
+    oracle += OracleMass(masses[i], budget);
+  }
+  return captured / oracle;
+}
 
-class RetrievalQualityTest : public ::testing::TestWithParam<QualityCase> {};
+std::vector<std::vector<double>> AllMasses(const S1Data& data) {
+  std::vector<std::vector<double>> masses;
+  for (int32_t i = 0; i < data.options.num_queries; ++i) masses.push_back(SoftmaxMass(data, i));
+  return masses;
+}
+
+constexpr int32_t kPolicies[] = {SEMKV_POLICY_HYBRID, SEMKV_POLICY_CLUSTER, SEMKV_POLICY_SENTENCE,
+                                 SEMKV_POLICY_CLUSTERKV, SEMKV_POLICY_PAGES};
+constexpr int32_t kBudgets[] = {256, 1024};
+
+// What must hold on average and for the worst seed. ClusterKV's raw cosine clusters collapse on
+// some seeds with outlier channels (the paper's own weakness, A18): informative there.
+void ExpectShare(int32_t kind, bool outliers, const Share& share) {
+  if (kind == SEMKV_POLICY_HYBRID || kind == SEMKV_POLICY_CLUSTER) {
+    EXPECT_GE(share.mean, 0.995);
+    EXPECT_GE(share.worst, 0.985);
+  } else if (kind == SEMKV_POLICY_SENTENCE) {
+    EXPECT_GE(share.mean, 0.99);
+    EXPECT_GE(share.worst, 0.98);
+  } else if (kind == SEMKV_POLICY_CLUSTERKV && !outliers) {
+    EXPECT_GE(share.mean, 0.99);
+  }
+}
+
+class RetrievalQualityTest : public ::testing::TestWithParam<bool> {};
 
 TEST_P(RetrievalQualityTest, CapturesNearlyTheOraclesMass) {
-  const QualityCase& c = GetParam();
   constexpr int kSeeds = 16;
-  Share share;
+  Share shares[std::size(kPolicies)][std::size(kBudgets)];
   for (int i = 0; i < kSeeds; ++i) {
     S1Options options;
     options.seed = testing::TestSeed(1000) + i;
-    options.outlier_channels = c.outliers ? 4 : 0;
-    options.num_queries = 24;
-    const double captured =
-        CapturedShare(GenerateS1(options), Policy(c.kind, c.budget), options.num_queries);
-    std::printf("%s seed %llu: %.4f\n", c.name, static_cast<unsigned long long>(options.seed),
-                captured);
-    share.mean += captured / kSeeds;
-    share.worst = std::min(share.worst, captured);
+    options.outlier_channels = GetParam() ? 4 : 0;
+    const S1Data data = GenerateS1(options);
+    const std::vector<std::vector<double>> masses = AllMasses(data);
+    std::printf("seed %llu:", static_cast<unsigned long long>(options.seed));
+    for (size_t p = 0; p < std::size(kPolicies); ++p) {
+      IndexFixture fixture(1, options.head_dim, data.keys, data.values,
+                           Policy(kPolicies[p], kBudgets[0]));
+      fixture.Index(options.num_tokens, data.closes.data());
+      for (size_t b = 0; b < std::size(kBudgets); ++b) {
+        const double captured = CapturedShare(data, masses, kBudgets[b], &fixture);
+        std::printf(" %s/%d %.4f", PolicyName(kPolicies[p]), kBudgets[b], captured);
+        shares[p][b].mean += captured / kSeeds;
+        shares[p][b].worst = std::min(shares[p][b].worst, captured);
+      }
+    }
+    std::printf("\n");
   }
-  std::printf("%s: mean %.4f, worst %.4f\n", c.name, share.mean, share.worst);
-  EXPECT_GE(share.mean, c.least_mean);
-  EXPECT_GE(share.worst, c.least_worst);
+  for (size_t p = 0; p < std::size(kPolicies); ++p) {
+    for (size_t b = 0; b < std::size(kBudgets); ++b) {
+      std::printf("%s, budget %d: mean %.4f, worst %.4f\n", PolicyName(kPolicies[p]), kBudgets[b],
+                  shares[p][b].mean, shares[p][b].worst);
+      SCOPED_TRACE(PolicyName(kPolicies[p]) + std::string(" at ") + std::to_string(kBudgets[b]));
+      ExpectShare(kPolicies[p], GetParam(), shares[p][b]);
+    }
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    S1, RetrievalQualityTest,
-    ::testing::Values(
-        QualityCase{"hybrid_256", SEMKV_POLICY_HYBRID, 256, false, 0.995, 0.985},
-        QualityCase{"hybrid_1024", SEMKV_POLICY_HYBRID, 1024, false, 0.995, 0.985},
-        QualityCase{"hybrid_256_outliers", SEMKV_POLICY_HYBRID, 256, true, 0.995, 0.985},
-        QualityCase{"hybrid_1024_outliers", SEMKV_POLICY_HYBRID, 1024, true, 0.995, 0.985},
-        QualityCase{"cluster_256", SEMKV_POLICY_CLUSTER, 256, false, 0.995, 0.985},
-        QualityCase{"cluster_1024", SEMKV_POLICY_CLUSTER, 1024, false, 0.995, 0.985},
-        QualityCase{"cluster_256_outliers", SEMKV_POLICY_CLUSTER, 256, true, 0.995, 0.985},
-        QualityCase{"cluster_1024_outliers", SEMKV_POLICY_CLUSTER, 1024, true, 0.995, 0.985},
-        QualityCase{"sentence_256", SEMKV_POLICY_SENTENCE, 256, false, 0.99, 0.98},
-        QualityCase{"sentence_1024", SEMKV_POLICY_SENTENCE, 1024, false, 0.99, 0.98},
-        QualityCase{"sentence_256_outliers", SEMKV_POLICY_SENTENCE, 256, true, 0.99, 0.98},
-        QualityCase{"sentence_1024_outliers", SEMKV_POLICY_SENTENCE, 1024, true, 0.99, 0.98}),
-    [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(S1, RetrievalQualityTest, ::testing::Values(false, true),
+                         [](const auto& info) {
+                           return std::string(info.param ? "outliers" : "plain");
+                         });
 
 // Four segments whose keys have different means: codes are relative to each segment's own center.
 TEST(RetrievalQualityTest, Int8VectorsSelectAsFloatOnesDo) {
@@ -108,12 +125,17 @@ TEST(RetrievalQualityTest, Int8VectorsSelectAsFloatOnesDo) {
     options.segment_mean = 1.0f;
     options.num_queries = 16;
     const S1Data data = GenerateS1(options);
-    semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 1024);
-    const double int8 = CapturedShare(data, policy, options.num_queries);
-    policy.centroid_form = SEMKV_CENTROID_F32;
-    const double float32 = CapturedShare(data, policy, options.num_queries);
-    policy.centroid_form = SEMKV_CENTROID_BF16;
-    const double bfloat16 = CapturedShare(data, policy, options.num_queries);
+    const std::vector<std::vector<double>> masses = AllMasses(data);
+    const auto share = [&](int32_t form) {
+      semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 1024);
+      policy.centroid_form = form;
+      IndexFixture fixture(1, options.head_dim, data.keys, data.values, policy);
+      fixture.Index(options.num_tokens, data.closes.data());
+      return CapturedShare(data, masses, 1024, &fixture);
+    };
+    const double int8 = share(SEMKV_CENTROID_INT8);
+    const double bfloat16 = share(SEMKV_CENTROID_BF16);
+    const double float32 = share(SEMKV_CENTROID_F32);
     std::printf("seed %llu: int8 %.5f, bf16 %.5f, float %.5f\n",
                 static_cast<unsigned long long>(options.seed), int8, bfloat16, float32);
     EXPECT_NEAR(int8, float32, 0.002);
