@@ -140,6 +140,7 @@ TEST(TokenizerTest, NamesEachPartThatIsDamaged) {
       {"/model/merges", Json::array({Json::array({"a", 1})}), {"merge", "1"}},
       {"/added_tokens", 5, {"added_tokens"}},
       {"/added_tokens/0/id", -3, {"id", "-3"}},
+      {"/added_tokens/1/id", 259, {"<|eos|>", "259", "257"}},
       {"/added_tokens/0/content", 3, {"content", "3"}},
   };
   for (const Change& change : changes) {
