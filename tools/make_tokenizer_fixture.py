@@ -74,7 +74,7 @@ def kinds():
     size = len(model["vocab"])
     llama3["added_tokens"] = [added(size, "<|begin|>", False, True),
                               added(size + 1, "<|begin_of|>", False, True),
-                              added(size + 3, "[MARK]", True, False)]
+                              added(size + 2, "[MARK]", True, False)]
 
     gpt2 = trained(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True))
     gpt2["model"]["continuing_subword_prefix"] = ""

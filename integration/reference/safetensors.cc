@@ -253,9 +253,11 @@ absl::StatusOr<Safetensors::Tensor> Safetensors::ReadTensor(const std::string& n
 absl::Status Safetensors::Check(const std::string& name, absl::Span<const int64_t> shape) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) {
-    return absl::NotFoundError(absl::StrCat(paths_.front(), ": tensor \"", name,
-                                            "\" is neither there nor in the other ",
-                                            paths_.size() - 1, " files of the model"));
+    // A model of one file is the rule; of several shards none in particular lacks the tensor.
+    const std::string place =
+        files_.size() == 1 ? paths_[0] : absl::StrCat(directory_, ", ", files_.size(), " shards");
+    return absl::NotFoundError(
+        absl::StrCat(place, ": tensor \"", name, "\" is missing among ", tensors_.size()));
   }
   const Tensor& tensor = found->second;
   const std::string place = absl::StrCat(paths_[tensor.file], ": tensor \"", name, "\" ");

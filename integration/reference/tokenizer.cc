@@ -60,8 +60,7 @@ struct AddedToken {
 
 struct Tokenizer::Rep {
   absl::flat_hash_map<std::string, int32_t> ids;  // by vocabulary text
-  std::vector<std::string> bytes;                 // by id
-  std::vector<bool> special;                      // by id
+  std::vector<std::string> bytes;                 // by id; empty if special
   std::array<int32_t, 256> byte_ids;              // the token of each single byte
   // Of the piece as a whole, in bytes: filled only if ignore_merges.
   absl::flat_hash_map<std::string, int32_t> whole_pieces;
@@ -76,6 +75,7 @@ struct Tokenizer::Rep {
   absl::Status ReadAddedTokens(const Json& json);
   void SetToken(const std::string& token, int32_t id, const std::array<int32_t, 0x200>& byte_of);
 
+  int32_t TokenId(absl::string_view token) const;
   void EncodePiece(const std::string& piece, std::vector<int32_t>& out) const;
   void EncodeText(absl::string_view text, SpecialTokens special, size_t pass,
                   std::vector<int32_t>& out) const;
@@ -149,10 +149,7 @@ absl::Status SplitMerge(const Json& merge, std::pair<std::string, std::string>& 
 void Tokenizer::Rep::SetToken(const std::string& token, int32_t id,
                               const std::array<int32_t, 0x200>& byte_of) {
   ids[token] = id;
-  if (static_cast<size_t>(id) >= bytes.size()) {
-    bytes.resize(id + 1);
-    special.resize(id + 1);
-  }
+  if (static_cast<size_t>(id) >= bytes.size()) bytes.resize(id + 1);
   bytes[id] = BytesOfToken(token, byte_of);
 }
 
@@ -208,6 +205,7 @@ absl::Status Tokenizer::Rep::ReadAddedTokens(const Json& json) {
   if (list.is_null()) return absl::OkStatus();
   if (!list.is_array()) return absl::DataLossError("added_tokens is not a list");
   const std::array<int32_t, 0x200> byte_of = BytesByCodePoint();
+  int32_t next_id = static_cast<int32_t>(ids.size());
   for (const Json& entry : list) {
     AddedToken token;
     SEMKV_ASSIGN_OR_RETURN(token.content, StringMember(entry, "content", ""));
@@ -215,6 +213,13 @@ absl::Status Tokenizer::Rep::ReadAddedTokens(const Json& json) {
     if (token.id < 0) {
       return absl::DataLossError(absl::StrCat("added token ", JsonExcerpt(entry), " has no id"));
     }
+    // `tokenizers` ignores the id and gives this one; a file that disagrees is refused.
+    const int32_t given = TokenId(token.content) >= 0 ? TokenId(token.content) : next_id;
+    if (token.id != given) {
+      return absl::DataLossError(absl::StrCat("added token \"", token.content, "\" has the id ",
+                                              token.id, ", its place in the list is ", given));
+    }
+    next_id = std::max(next_id, given + 1);
     for (const char* field : {"single_word", "lstrip", "rstrip"}) {
       SEMKV_ASSIGN_OR_RETURN(const bool value, BoolMember(entry, field, false));
       if (value) {
@@ -225,10 +230,7 @@ absl::Status Tokenizer::Rep::ReadAddedTokens(const Json& json) {
     SEMKV_ASSIGN_OR_RETURN(token.normalized, BoolMember(entry, "normalized", true));
     SEMKV_ASSIGN_OR_RETURN(token.special, BoolMember(entry, "special", false));
     SetToken(token.content, token.id, byte_of);
-    if (token.special) {
-      special[token.id] = true;
-      bytes[token.id].clear();
-    }
+    if (token.special) bytes[token.id].clear();
     if (token.content.empty()) continue;
     const uint8_t first = static_cast<uint8_t>(token.content[0]);
     added[token.normalized ? 1 : 0][first].push_back(std::move(token));
@@ -251,6 +253,11 @@ absl::Status Tokenizer::Rep::ReadParts(const Json& json) {
   SEMKV_RETURN_IF_ERROR(ReadAddedTokens(json));
   SEMKV_ASSIGN_OR_RETURN(pre_tokenizer, PreTokenizer::Create(JsonMember(json, "pre_tokenizer")));
   return absl::OkStatus();
+}
+
+int32_t Tokenizer::Rep::TokenId(absl::string_view token) const {
+  const auto found = ids.find(token);
+  return found == ids.end() ? -1 : found->second;
 }
 
 void Tokenizer::Rep::EncodePiece(const std::string& piece, std::vector<int32_t>& out) const {
@@ -330,9 +337,6 @@ absl::string_view Tokenizer::TokenBytes(int32_t id) const {
   return rep_->bytes[id];
 }
 
-int32_t Tokenizer::TokenId(absl::string_view token) const {
-  const auto found = rep_->ids.find(token);
-  return found == rep_->ids.end() ? -1 : found->second;
-}
+int32_t Tokenizer::TokenId(absl::string_view token) const { return rep_->TokenId(token); }
 
 }  // namespace semkv::reference

@@ -40,10 +40,13 @@ TEST(TokenizerTest, GivesTheIdsOfTokenizersForTheSmallModel) {
 }
 
 TEST(TokenizerTest, GivesTheIdsOfTokenizersForEveryKindItAccepts) {
-  for (const Json& kind : ReadFixture("tokenizer_engine.json")["tokenizers"]) {
+  const Json fixture = ReadFixture("tokenizer_engine.json");
+  EXPECT_EQ(fixture["tokenizers"].size(), 3u);
+  for (const Json& kind : fixture["tokenizers"]) {
     SCOPED_TRACE(kind["name"].dump());
     const auto tokenizer = LoadJson(kind["tokenizer"]);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_GT(kind["cases"].size(), 100u);
     for (const Json& item : kind["cases"]) {
       SCOPED_TRACE(item["text"].dump());
       const std::vector<int32_t> ids = item["ids"];
@@ -137,6 +140,7 @@ TEST(TokenizerTest, NamesEachPartThatIsDamaged) {
       {"/model/merges", Json::array({Json::array({"a", 1})}), {"merge", "1"}},
       {"/added_tokens", 5, {"added_tokens"}},
       {"/added_tokens/0/id", -3, {"id", "-3"}},
+      {"/added_tokens/1/id", 259, {"<|eos|>", "259", "257"}},
       {"/added_tokens/0/content", 3, {"content", "3"}},
   };
   for (const Change& change : changes) {
