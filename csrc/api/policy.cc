@@ -69,7 +69,6 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.centroid_form = SEMKV_CENTROID_INT8;
   policy.variance_term = SEMKV_VARIANCE_BOUNDED;
   policy.group_rank = SEMKV_RANK_SHARE_SUM;
-  policy.keep_factor = 3.0f;
   switch (kind) {
     case SEMKV_POLICY_PAGES:
     case SEMKV_POLICY_QUEST:
@@ -122,10 +121,6 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
   if (!(policy.mass_target >= 0.0f && policy.mass_target < 1.0f)) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy.mass_target is ", policy.mass_target, ", must be in [0, 1)"));
-  }
-  if (!(policy.keep_factor > 0.0f)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("policy.keep_factor is ", policy.keep_factor, ", must be above 0"));
   }
   if (policy.kind != SEMKV_POLICY_DENSE && policy.budget < policy.sinks + policy.recent) {
     return absl::InvalidArgumentError(absl::StrCat("policy.budget is ", policy.budget,

@@ -115,7 +115,7 @@ enum {
   SEMKV_POLICY_PAGES = 4,    /* every page of 16 tokens a list, mean key (baseline) */
   SEMKV_POLICY_QUEST = 5,    /* the same with Quest's bound (baseline) */
   SEMKV_POLICY_WINDOW = 6,   /* sinks and recent tokens only (control) */
-  SEMKV_POLICY_SENTENCEKV = 7, /* SentenceKV as its paper and code have it (comparison) */
+  SEMKV_POLICY_SENTENCEKV = 7, /* SentenceKV's retrieval, nothing discarded (comparison) */
   SEMKV_POLICY_CLUSTERKV = 8,  /* ClusterKV as its paper has it (comparison) */
   SEMKV_NUM_POLICIES = 9
 };
@@ -149,7 +149,6 @@ typedef struct semkv_policy {
   int32_t estimate_rest;       /* 1: add an estimate of what was scored but not read */
   float mass_target; /* in (0, 1): stop below the budget once the estimated share of the lists'
                         attention mass reaches it; 0: always fill the budget */
-  float keep_factor; /* SENTENCEKV only: keep keep_factor * budget prompt tokens (the paper's r) */
 } semkv_policy;
 
 /* Errors: INVALID_ARGUMENT if kind is no policy. */
