@@ -200,7 +200,7 @@ void StepPlan::ReserveRetrieval() {
     rest_out_.resize(query_floats);
     rest_lse_.resize(int64_t{max_rows_} * o.num_heads);
   }
-  if (max_lists <= max_lists_) return;
+  if (max_lists <= max_lists_ && !retrieval_scratch_.empty()) return;
   max_lists_ = static_cast<int32_t>(max_lists + max_lists / 4 + 64);
   const int threads = context_->pool().num_threads();
   const size_t retrieve = RetrieveWorkspaceBytes(o.num_heads, o.num_kv_heads, o.head_dim,

@@ -49,21 +49,30 @@ void ThreadPool::RunErased(int64_t num_tasks, const void* context, Function func
   context_ = context;
   function_ = function;
   num_tasks_ = num_tasks;
-  next_task_.store(0, std::memory_order_relaxed);
-  num_busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
+  num_running_.store(static_cast<int32_t>(num_tasks), std::memory_order_relaxed);
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  tickets_.store(uint64_t{epoch} << 32 | static_cast<uint64_t>(num_tasks),
+                 std::memory_order_release);
+  epoch_.store(epoch, std::memory_order_release);
   epoch_.notify_all();
   TakeTasks(0);
-  for (int32_t busy = num_busy_.load(std::memory_order_acquire); busy != 0;
-       busy = num_busy_.load(std::memory_order_acquire)) {
-    WaitWhileEqual(num_busy_, busy);
+  for (int32_t running = num_running_.load(std::memory_order_acquire); running != 0;
+       running = num_running_.load(std::memory_order_acquire)) {
+    WaitWhileEqual(num_running_, running);
   }
 }
 
 void ThreadPool::TakeTasks(int thread) {
-  for (int64_t index = next_task_.fetch_add(1, std::memory_order_relaxed); index < num_tasks_;
-       index = next_task_.fetch_add(1, std::memory_order_relaxed)) {
-    function_(context_, index, thread);
+  uint64_t tickets = tickets_.load(std::memory_order_relaxed);
+  while (static_cast<uint32_t>(tickets) != 0) {
+    if (!tickets_.compare_exchange_weak(tickets, tickets - 1, std::memory_order_acquire,
+                                        std::memory_order_relaxed)) {
+      continue;
+    }
+    function_(context_, num_tasks_ - static_cast<uint32_t>(tickets), thread);
+    // The release also tells Run what the task wrote.
+    if (num_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_running_.notify_one();
+    tickets = tickets_.load(std::memory_order_relaxed);
   }
 }
 
@@ -71,11 +80,9 @@ void ThreadPool::Work(int thread) {
   uint32_t seen = 0;
   while (true) {
     WaitWhileEqual(epoch_, seen);
-    // One epoch at a time: RunErased does not raise the next before every worker finished this one.
-    ++seen;
+    seen = epoch_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_relaxed)) return;
     TakeTasks(thread);
-    if (num_busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_busy_.notify_one();
   }
 }
 

@@ -26,9 +26,10 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls task(index, thread) for every index in [0, num_tasks), each exactly once, and returns when
-  // all have finished; `thread` in [0, num_threads()) tells which thread's scratch may be used.
-  // Tasks are taken in order of index, so put long ones first. Allocates nothing.
+  // Calls task(index, thread) for every index in [0, num_tasks), each exactly once, and returns
+  // when all have finished; num_tasks < 2^31; `thread` in [0, num_threads()) tells which thread's
+  // scratch may be used. Tasks are taken in order of index, so put long ones first. Allocates
+  // nothing.
   template <typename Task>
   void Run(int64_t num_tasks, const Task& task) {
     RunErased(num_tasks, &task, [](const void* context, int64_t index, int thread) {
@@ -43,13 +44,16 @@ class ThreadPool {
   void TakeTasks(int thread);
 
   std::vector<std::thread> workers_;
-  // Written by RunErased before `epoch_` is raised, read by workers after they saw it.
+  // Of the region that `tickets_` belongs to. Run cannot return, and so cannot change them, while a
+  // ticket that was taken has not finished: whoever holds one may read them.
   const void* context_ = nullptr;
   Function function_ = nullptr;
   int64_t num_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};
-  alignas(64) std::atomic<int32_t> num_busy_{0};  // workers that have not finished this epoch
+  // epoch << 32 | tasks not taken yet. A worker that wakes late finds no ticket or a newer
+  // region's, so Run waits for tasks only, never for a worker that the system has not scheduled.
+  alignas(64) std::atomic<uint64_t> tickets_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};       // what sleeping workers wait for
+  alignas(64) std::atomic<int32_t> num_running_{0};  // tasks of the region that have not finished
   std::atomic<bool> stop_{false};
 };
 
