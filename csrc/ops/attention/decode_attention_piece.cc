@@ -52,16 +52,25 @@ template <typename T>
 void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
   const KvView& view = *piece.view;
   const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
-  const T* k = static_cast<const T*>(view.k);
-  const T* v = static_cast<const T*>(view.v);
+  const int32_t mask = view.page_tokens - 1;
+  const T* k = static_cast<const T*>(view.k) + KeyOffset(view, 0, piece.kv_head);
+  const T* v = static_cast<const T*>(view.v) + ValueOffset(view, 0, piece.kv_head);
   tile.num_tokens = std::min<size_t>(kTileTokens, piece.num_tokens - begin);
-  for (size_t i = 0; i < tile.num_tokens; ++i) {
-    const int32_t t = piece.first_token + static_cast<int32_t>(begin + i);
-    const int32_t slot = piece.slots != nullptr ? piece.slots[t]
-                                                : (piece.block_table[t >> shift] << shift) +
-                                                      (t & (view.page_tokens - 1));
-    tile.k[i] = k + KeyOffset(view, slot, piece.kv_head);
-    tile.v[i] = v + ValueOffset(view, slot, piece.kv_head);
+  const int32_t first = piece.first_token + static_cast<int32_t>(begin);
+  // A block table is asked once per page, whose tokens are a stride apart.
+  for (size_t i = 0; i < tile.num_tokens;) {
+    const int32_t t = first + static_cast<int32_t>(i);
+    const bool is_list = piece.slots != nullptr;
+    const int64_t page = is_list ? piece.slots[t] >> shift : piece.block_table[t >> shift];
+    const int32_t in_page = (is_list ? piece.slots[t] : t) & mask;
+    const size_t run = is_list ? 1 : view.page_tokens - in_page;
+    const size_t end = std::min(tile.num_tokens, i + run);
+    const T* key = k + page * view.k_page + in_page * view.k_token;
+    const T* value = v + page * view.v_page + in_page * view.v_token;
+    for (; i < end; ++i, key += view.k_token, value += view.v_token) {
+      tile.k[i] = key;
+      tile.v[i] = value;
+    }
   }
   for (size_t i = tile.num_tokens; i < kTileTokens; ++i) {
     tile.k[i] = tile.k[tile.num_tokens - 1];
