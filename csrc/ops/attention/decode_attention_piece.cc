@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 
-
 // The baseline for processors without AVX2: 128-bit vectors that the compiler maps to SSE2. Highway
 // 1.0.3 replaces it by single floats for GCC below 12.3 because of a wrong high half of 16-bit
 // products (GCC bug 106322), which nothing here computes; the tests run this target, too.
@@ -22,8 +21,9 @@ HWY_BEFORE_NAMESPACE();
 namespace semkv {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kTileTokens = 64;
+constexpr size_t kTileTokens = 16;
 constexpr size_t kTileQuads = kTileTokens / kQuadTokens;
+constexpr size_t kLineBytes = 64;
 constexpr size_t kMaxQuads = kMaxPieceHeads / kQuadHeads;
 
 // Value channels that accumulate in registers at once: 4 heads * 4 vectors where there are 32
@@ -52,16 +52,25 @@ template <typename T>
 void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
   const KvView& view = *piece.view;
   const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
-  const T* k = static_cast<const T*>(view.k);
-  const T* v = static_cast<const T*>(view.v);
+  const int32_t mask = view.page_tokens - 1;
+  const T* k = static_cast<const T*>(view.k) + KeyOffset(view, 0, piece.kv_head);
+  const T* v = static_cast<const T*>(view.v) + ValueOffset(view, 0, piece.kv_head);
   tile.num_tokens = std::min<size_t>(kTileTokens, piece.num_tokens - begin);
-  for (size_t i = 0; i < tile.num_tokens; ++i) {
-    const int32_t t = piece.first_token + static_cast<int32_t>(begin + i);
-    const int32_t slot = piece.slots != nullptr ? piece.slots[t]
-                                                : (piece.block_table[t >> shift] << shift) +
-                                                      (t & (view.page_tokens - 1));
-    tile.k[i] = k + KeyOffset(view, slot, piece.kv_head);
-    tile.v[i] = v + ValueOffset(view, slot, piece.kv_head);
+  const int32_t first = piece.first_token + static_cast<int32_t>(begin);
+  // A block table is asked once per page, whose tokens are a stride apart.
+  for (size_t i = 0; i < tile.num_tokens;) {
+    const int32_t t = first + static_cast<int32_t>(i);
+    const bool is_list = piece.slots != nullptr;
+    const int64_t page = is_list ? piece.slots[t] >> shift : piece.block_table[t >> shift];
+    const int32_t in_page = (is_list ? piece.slots[t] : t) & mask;
+    const size_t run = is_list ? 1 : view.page_tokens - in_page;
+    const size_t end = std::min(tile.num_tokens, i + run);
+    const T* key = k + page * view.k_page + in_page * view.k_token;
+    const T* value = v + page * view.v_page + in_page * view.v_token;
+    for (; i < end; ++i, key += view.k_token, value += view.v_token) {
+      tile.k[i] = key;
+      tile.v[i] = value;
+    }
   }
   for (size_t i = tile.num_tokens; i < kTileTokens; ++i) {
     tile.k[i] = tile.k[tile.num_tokens - 1];
@@ -69,28 +78,44 @@ void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
   }
 }
 
-template <typename T>
-HWY_INLINE void PrefetchRow(const T* row, size_t head_dim) {
-  const char* bytes = reinterpret_cast<const char*>(row);
-  const size_t num_bytes = head_dim * sizeof(T);
-  size_t i = 0;
-  for (; i + 256 <= num_bytes; i += 256) {
-    __builtin_prefetch(bytes + i);
-    __builtin_prefetch(bytes + i + 64);
-    __builtin_prefetch(bytes + i + 128);
-    __builtin_prefetch(bytes + i + 192);
-  }
-  for (; i < num_bytes; i += 64) __builtin_prefetch(bytes + i);
+// How many of `lines` are due at step `i` of `n`.
+constexpr size_t Share(size_t lines, size_t i, size_t n) {
+  return lines * (i + 1) / n - lines * i / n;
 }
 
-// Two tokens of the next tile for every four of this one; scores and values take half each.
+// Touches the rows of a tile, K and V of a token after each other, a few lines at a time: fills that
+// come at a steady pace never wait for a free fill buffer, and lines in address order keep the
+// hardware's prefetcher running. After the last row it repeats that one.
 template <typename T>
-HWY_INLINE void PrefetchTokens(const Tile<T>& next, size_t first, size_t head_dim) {
-  for (size_t t = first; t < first + kQuadTokens / 2; ++t) {
-    PrefetchRow(next.k[t], head_dim);
-    PrefetchRow(next.v[t], head_dim);
+class Prefetcher {
+ public:
+  Prefetcher(const Tile<T>& tile, size_t head_dim)
+      : tile_(tile), row_bytes_(head_dim * sizeof(T)) {
+    StartRow();
   }
-}
+
+  HWY_INLINE void Touch(size_t lines) {
+    for (size_t i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * kLineBytes);
+    at_ += lines * kLineBytes;
+    if (at_ >= end_) {
+      row_ = std::min(row_ + 1, 2 * kTileTokens - 1);
+      StartRow();
+    }
+  }
+
+ private:
+  HWY_INLINE void StartRow() {
+    const T* row = row_ % 2 == 0 ? tile_.k[row_ / 2] : tile_.v[row_ / 2];
+    at_ = reinterpret_cast<const char*>(row);
+    end_ = at_ + row_bytes_;
+  }
+
+  const Tile<T>& tile_;
+  size_t row_bytes_;
+  size_t row_ = 0;
+  const char* at_;
+  const char* end_;
+};
 
 // ------------------------------ Scores
 
@@ -111,16 +136,20 @@ HWY_INLINE void AddProducts(const T* const* k, const float* HWY_RESTRICT q, size
 // Scores of four tokens for four heads, as [head][token].
 template <typename T>
 HWY_INLINE void ScoreQuad(const T* const* k, const float* HWY_RESTRICT q, size_t head_dim,
-                          float* HWY_RESTRICT scores) {
+                          float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
   const FloatTag d;
+  // Two tokens per quad here, and two while values are added.
+  constexpr size_t kStepLines = kQuadTokens * 2 * kLanes * sizeof(T) / kLineBytes;
   for (size_t first = 0; first < kQuadHeads; first += kScoreHeads) {
     FloatVec acc[kScoreHeads][kQuadTokens];
     for (size_t h = 0; h < kScoreHeads; ++h) {
       for (size_t t = 0; t < kQuadTokens; ++t) acc[h][t] = hn::Zero(d);
     }
     const float* heads = q + first * head_dim;
+    const size_t lines = Share(kStepLines, first / kScoreHeads, kQuadHeads / kScoreHeads);
     size_t c = 0;
     for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+      prefetcher.Touch(lines);
       AddProducts<2>(k, heads, head_dim, c, acc);
     }
     if (c < head_dim) AddProducts<1>(k, heads, head_dim, c, acc);
@@ -129,11 +158,10 @@ HWY_INLINE void ScoreQuad(const T* const* k, const float* HWY_RESTRICT q, size_t
 }
 
 template <typename T>
-void ScoreTile(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT q,
-               size_t head_dim, float* HWY_RESTRICT scores) {
+void ScoreTile(const Tile<T>& tile, const float* HWY_RESTRICT q, size_t head_dim,
+               float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
   for (size_t i = 0; i < tile.num_quads(); ++i) {
-    PrefetchTokens(next, 2 * i, head_dim);
-    ScoreQuad(tile.k + i * kQuadTokens, q, head_dim, scores + i * kQuadScores);
+    ScoreQuad(tile.k + i * kQuadTokens, q, head_dim, scores + i * kQuadScores, prefetcher);
   }
   // The last quad may be partial.
   for (size_t t = tile.num_tokens; t < tile.num_quads() * kQuadTokens; ++t) {
@@ -147,11 +175,12 @@ void ScoreTile(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRI
 // ------------------------------ Values
 
 // acc[head][c, c + kVectors * kLanes) = rescale[head] * acc + sum over tokens of weight * value.
-template <size_t kVectors, bool kFirst, typename T>
-HWY_INLINE void AddValues(const Tile<T>& tile, const Tile<T>& next,
-                          const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale,
-                          size_t head_dim, size_t c, float* HWY_RESTRICT acc) {
+template <size_t kVectors, typename T>
+HWY_INLINE void AddValues(const Tile<T>& tile, const float* HWY_RESTRICT weights,
+                          const float* HWY_RESTRICT rescale, size_t head_dim, size_t c,
+                          float* HWY_RESTRICT acc, Prefetcher<T>& prefetcher) {
   const FloatTag d;
+  constexpr size_t kLines = kQuadTokens * kVectors * kLanes * sizeof(T) / kLineBytes;
   FloatVec sum[kQuadHeads][kVectors];
   for (size_t h = 0; h < kQuadHeads; ++h) {
     const auto factor = hn::Set(d, rescale[h * kQuadTokens]);
@@ -169,8 +198,10 @@ HWY_INLINE void AddValues(const Tile<T>& tile, const Tile<T>& next,
   };
   size_t t = 0;
   for (; t + kQuadTokens <= tile.num_tokens; t += kQuadTokens, weights += kQuadScores) {
-    if constexpr (kFirst) PrefetchTokens(next, kTileTokens / 2 + t / 2, head_dim);
-    for (size_t i = 0; i < kQuadTokens; ++i) add(tile.v[t + i], weights + i);
+    for (size_t i = 0; i < kQuadTokens; ++i) {
+      prefetcher.Touch(Share(kLines, i, kQuadTokens));
+      add(tile.v[t + i], weights + i);
+    }
   }
   for (; t < tile.num_tokens; ++t) add(tile.v[t], weights + t % kQuadTokens);
   for (size_t h = 0; h < kQuadHeads; ++h) {
@@ -181,20 +212,20 @@ HWY_INLINE void AddValues(const Tile<T>& tile, const Tile<T>& next,
 }
 
 template <typename T>
-void AddTileValues(const Tile<T>& tile, const Tile<T>& next, const float* HWY_RESTRICT weights,
-                   const float* HWY_RESTRICT rescale, size_t head_dim, float* HWY_RESTRICT acc) {
-  size_t c = kValueVectors * kLanes;
-  AddValues<kValueVectors, true>(tile, next, weights, rescale, head_dim, 0, acc);
+void AddTileValues(const Tile<T>& tile, const float* HWY_RESTRICT weights,
+                   const float* HWY_RESTRICT rescale, size_t head_dim, float* HWY_RESTRICT acc,
+                   Prefetcher<T>& prefetcher) {
+  size_t c = 0;
   for (; c + kValueVectors * kLanes <= head_dim; c += kValueVectors * kLanes) {
-    AddValues<kValueVectors, false>(tile, next, weights, rescale, head_dim, c, acc);
+    AddValues<kValueVectors>(tile, weights, rescale, head_dim, c, acc, prefetcher);
   }
   if constexpr (kValueVectors > 2) {
     if (c + 2 * kLanes <= head_dim) {
-      AddValues<2, false>(tile, next, weights, rescale, head_dim, c, acc);
+      AddValues<2>(tile, weights, rescale, head_dim, c, acc, prefetcher);
       c += 2 * kLanes;
     }
   }
-  if (c < head_dim) AddValues<1, false>(tile, next, weights, rescale, head_dim, c, acc);
+  if (c < head_dim) AddValues<1>(tile, weights, rescale, head_dim, c, acc, prefetcher);
 }
 
 // ------------------------------ Piece
@@ -248,13 +279,14 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
     const bool is_last = begin + kTileTokens >= num_tokens;
     if (!is_last) FillTile(piece, begin + kTileTokens, tiles[(i + 1) % 2]);
     const Tile<T>& next = is_last ? tile : tiles[(i + 1) % 2];
+    Prefetcher<T> prefetcher(next, head_dim);
     for (size_t quad = 0; quad < num_quads; ++quad) {
       const size_t first = quad * kQuadHeads * head_dim;
-      ScoreTile(tile, next, scratch.q + first, head_dim, scratch.scores);
+      ScoreTile(tile, scratch.q + first, head_dim, scratch.scores, prefetcher);
       if (params.logit_cap != 0.0f) CapScores(tile.num_quads(), params.logit_cap, scratch.scores);
       alignas(64) float rescale[kQuadScores];
       UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
-      AddTileValues(tile, next, scratch.scores, rescale, head_dim, scratch.acc + first);
+      AddTileValues(tile, scratch.scores, rescale, head_dim, scratch.acc + first, prefetcher);
     }
   }
   StoreResults<T>(piece, scratch, head_dim);

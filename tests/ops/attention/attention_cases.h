@@ -40,7 +40,8 @@ inline std::string ShapeName(const AttentionShape& s) {
 constexpr DType kAttentionDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 constexpr int32_t kAttentionHeadDims[] = {64, 80, 96, 128, 256};
 
-// Every ratio of query heads to KV heads, head size, dtype, and lengths around tiles and pieces.
+// Every ratio of query heads to KV heads, head size, dtype, and lengths around tiles; three pieces
+// with the ratio that fills neither a quad of heads nor a power of two.
 inline std::vector<AttentionShape> AttentionShapes() {
   constexpr int32_t kHeads[][2] = {{8, 8}, {32, 8}, {28, 4}, {16, 1}};
   std::vector<AttentionShape> shapes;
@@ -48,6 +49,7 @@ inline std::vector<AttentionShape> AttentionShapes() {
     for (const auto& heads : kHeads) {
       for (int32_t head_dim : kAttentionHeadDims) {
         for (int32_t tokens : {1, 15, 16, 17, 1000, 4097}) {
+          if (tokens == 4097 && heads[0] != 28) continue;
           shapes.push_back({heads[0], heads[1], head_dim, tokens, dtype});
         }
       }
