@@ -24,12 +24,12 @@ ROOMS = {
     ),
     "integration": (
         ["include/semkv/semkv.h", "integration"],
-        ["absl", "nlohmann", "CLI", "cblas.h", "pcre2.h", "unicode"],
+        ["absl", "nlohmann", "CLI", "cblas.h", "pcre2.h"],
     ),
     "tests": (None, None),
     "benchmarks": (None, None),
 }
-LIBRARIES = ["absl", "hwy", "faiss", "nlohmann", "CLI", "cblas.h", "pcre2.h", "unicode", "torch", "benchmark", "gtest"]
+LIBRARIES = ["absl", "hwy", "faiss", "nlohmann", "CLI", "cblas.h", "pcre2.h", "torch", "benchmark", "gtest"]
 # Top-level folders, each with its one reason to exist; a new one needs a line here.
 FOLDERS = {
     "block_manager", "benchmarks", "cmake", "csrc", "docs", "faiss_index", "include", "integration",

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build make pkg-config python3
   libabsl-dev libfaiss-dev libopenblas-dev libhwy-dev
-  libcli11-dev nlohmann-json3-dev libpcre2-dev libicu-dev
+  libcli11-dev nlohmann-json3-dev libpcre2-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   "$@"
 )

@@ -2,27 +2,12 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "block_manager/block_manager.h"
 #include "tests/block_manager/testing.h"
-
-namespace {
-std::atomic<int64_t> num_allocations{0};
-}  // namespace
-
-void* operator new(size_t bytes) {
-  ++num_allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#include "tests/testing/count_allocations.h"
 
 namespace semkv {
 namespace {
@@ -51,12 +36,12 @@ TEST(BlockManagerAllocationTest, NothingIsAllocatedAfterCreate) {
   std::vector<std::vector<int32_t>> texts;
   for (int32_t text = 0; text < 3; ++text) texts.push_back(testing::Range(text * 100, 64));
   std::vector<int32_t> slots(64);
-  const int64_t before = num_allocations.load();
+  const int64_t before = testing::NumAllocations();
   ASSERT_GT(before, 0) << "the counter does not count";
   for (int32_t round = 0; round < 300; ++round) {
     ServePrompts(*manager, texts[round % 3], 1 + round % 50, absl::MakeSpan(slots));
   }
-  EXPECT_EQ(num_allocations.load() - before, 0);
+  EXPECT_EQ(testing::NumAllocations() - before, 0);
   const BlockManagerStats stats = manager->Stats();
   EXPECT_GT(stats.num_prefix_hits, 0);
   EXPECT_GT(stats.num_evictions, 0);

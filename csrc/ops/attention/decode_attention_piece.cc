@@ -83,14 +83,13 @@ constexpr size_t Share(size_t lines, size_t i, size_t n) {
   return lines * (i + 1) / n - lines * i / n;
 }
 
-// Touches the rows of a tile, K and V of a token after each other, a few lines at a time: fills that
-// come at a steady pace never wait for a free fill buffer, and lines in address order keep the
+// Touches the rows of a tile, K and V of a token after each other, a few lines at a time: fills
+// that come at a steady pace never wait for a free fill buffer, and lines in address order keep the
 // hardware's prefetcher running. After the last row it repeats that one.
 template <typename T>
 class Prefetcher {
  public:
-  Prefetcher(const Tile<T>& tile, size_t head_dim)
-      : tile_(tile), row_bytes_(head_dim * sizeof(T)) {
+  Prefetcher(const Tile<T>& tile, size_t head_dim) : tile_(tile), row_bytes_(head_dim * sizeof(T)) {
     StartRow();
   }
 

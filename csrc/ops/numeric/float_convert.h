@@ -46,7 +46,7 @@ inline uint16_t Float16FromFloat(float x) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7e00u;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to 65536 or beyond
-  if (magnitude < 0x38800000u) {                        // subnormal or zero: scale, round by addition
+  if (magnitude < 0x38800000u) {  // subnormal or zero: scale, round by addition
     const float rounded = FloatFromBits(magnitude) + 0.5f;
     return sign | static_cast<uint16_t>(FloatBits(rounded) - 0x3f000000u);
   }

@@ -32,8 +32,8 @@ struct ListsView {
   const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list
                                       // is the range of tokens [offsets[i], offsets[i + 1])
   const uint16_t* value_means = nullptr;  // [nlist, head_dim] bf16; null: lists are never estimated
-  const uint16_t* excluded = nullptr;  // [num_excluded]: tokens of the segment whose key is not
-  int32_t num_excluded = 0;            // finite; never selected, not even as sink or recent
+  const uint16_t* excluded = nullptr;     // [num_excluded]: tokens of the segment whose key is not
+  int32_t num_excluded = 0;               // finite; never selected, not even as sink or recent
 };
 
 inline int32_t ListSize(const ListsView& view, int32_t i) {

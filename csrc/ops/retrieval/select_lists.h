@@ -5,7 +5,8 @@
 //   and selection), so lists of two partitions can be ranked jointly and each token is attended
 //   once; the last list is trimmed to the exact budget, its most recent (or earliest) members kept.
 //
-// Excluded tokens of a view (a key that is not finite) are never taken, not even as sinks or recent.
+// Excluded tokens of a view (a key that is not finite) are never taken, not even as sinks or
+// recent.
 //
 // Slots are written in ascending order of position: equal sets give equal sums in attention, and
 // neighbours in memory are read as neighbours.

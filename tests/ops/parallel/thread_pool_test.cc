@@ -33,8 +33,8 @@ TEST(ThreadPoolTest, ScratchOfAThreadIsNeverUsedTwiceAtOnce) {
   });
 }
 
-// Region after region: a worker that missed an epoch, or a Run that returned early, shows as a wrong
-// sum (and as a race under tsan, since the sums are plain).
+// Region after region: a worker that missed an epoch, or a Run that returned early, shows as a
+// wrong sum (and as a race under tsan, since the sums are plain).
 TEST(ThreadPoolTest, ResultsOfARegionAreVisibleWhenRunReturns) {
   ThreadPool pool(3);
   std::vector<int64_t> out(64);
