@@ -185,7 +185,6 @@ absl::Status StepPlan::Select(int32_t layer, const semkv_attend_args& args) {
     for (int32_t r = run.first; r < run.end; ++r) any |= IsSparse(layer, r);
     if (any) SelectRun(run, layer, args);
   }
-  layer_selected_[layer] = 1;
   selected_layer_ = layer;
   context_->counters().select_ns += NowNs() - start;
   return absl::OkStatus();

@@ -36,7 +36,6 @@ absl::StatusOr<std::unique_ptr<StepPlan>> StepPlan::Create(Context* context, int
   plan->block_tables_.resize(int64_t{max_rows} * context->max_pages());
   plan->row_tokens_.resize(max_rows);
   plan->query_start_.resize(max_rows + 1);
-  plan->layer_selected_.resize(options.num_layers);
   plan->view_begin_.resize(int64_t{max_rows} * plan->max_selections_ + 1);
   const int64_t selections = int64_t{max_rows} * plan->max_selections_;
   plan->slots_.resize(selections * max_budget);
@@ -79,7 +78,6 @@ absl::Status StepPlan::Step(absl::Span<const semkv_sequence> sequences,
   num_query_tokens_ = 0;
   runs_.clear();
   selected_layer_ = -1;
-  std::fill(layer_selected_.begin(), layer_selected_.end(), 0);
   int32_t query_tokens = 0;
   for (int32_t r = 0; r < static_cast<int32_t>(sequences.size()); ++r) {
     rows_[r].first_query = query_tokens;

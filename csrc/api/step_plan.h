@@ -99,7 +99,6 @@ class StepPlan {
   std::vector<int32_t> block_tables_;  // [max_rows, max_pages]
   std::vector<int32_t> row_tokens_;    // scratch of Attend: [max_rows]
   std::vector<int32_t> query_start_;   // scratch of Attend: [max_rows + 1]
-  std::vector<char> layer_selected_;   // [num_layers]: Select was called in this step
 
   // The last selection.
   int32_t selected_layer_ = -1;
