@@ -125,6 +125,7 @@ void Cell::AddVerdict(const Verdict& verdict) {
   num_kept += verdict.dense_right && verdict.right ? 1 : 0;
   num_agreeing += verdict.agrees ? 1 : 0;
   divergence.insert(divergence.end(), verdict.divergence.begin(), verdict.divergence.end());
+  question_kl.push_back(Mean(verdict.divergence));
 }
 
 void Cell::AddReads(const ReadSummary& reads, int32_t budget, int64_t steps) {
@@ -186,6 +187,7 @@ std::string EvaluationJson(const std::string& model, int64_t num_documents, cons
                      {"kept_share", cell.kept_share()},
                      {"agreement", Share(cell.num_agreeing, cell.num_questions)},
                      {"mean_kl_to_dense", Mean(cell.divergence)},
+                     {"kl_by_question", cell.question_kl},
                      {"budget_mean", cell.budget_mean()},
                      {"attended_tokens_mean", cell.attended_mean()},
                      {"most_attended_of_budget", cell.most_attended_of_budget},

@@ -69,6 +69,7 @@ struct Cell {
   int64_t num_right = 0;
   int64_t num_agreeing = 0;
   std::vector<double> divergence;     // of every answer token
+  std::vector<double> question_kl;    // of every question: the mean over its answer's tokens
   std::vector<double> captured_mass;  // of every answer token, sparse layer and head
   double attended_tokens = 0.0;       // summed over the decode steps
   double budget_tokens = 0.0;         // summed over the decode steps
