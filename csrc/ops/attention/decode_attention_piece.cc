@@ -161,8 +161,7 @@ class Prefetcher {
 
 template <size_t kVectors, typename T>
 HWY_INLINE void AddProducts(const T* const (&k)[kQuadTokens], const float* HWY_RESTRICT q,
-                            size_t head_dim, size_t c,
-                            FloatVec (&acc)[kScoreHeads][kQuadTokens]) {
+                            size_t head_dim, size_t c, FloatVec (&acc)[kScoreHeads][kQuadTokens]) {
   const FloatTag d;
   FloatVec x[kQuadTokens][kVectors];
   for (size_t t = 0; t < kQuadTokens; ++t) WidenRow(k[t] + c, x[t]);
@@ -176,8 +175,8 @@ HWY_INLINE void AddProducts(const T* const (&k)[kQuadTokens], const float* HWY_R
 
 // Scores of four tokens for four heads, as [head][token].
 template <typename T>
-HWY_INLINE void ScoreQuad(const T* const (&k)[kQuadTokens], const float* HWY_RESTRICT q, size_t head_dim,
-                          float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
+HWY_INLINE void ScoreQuad(const T* const (&k)[kQuadTokens], const float* HWY_RESTRICT q,
+                          size_t head_dim, float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
   const FloatTag d;
   // Two tokens per quad here, and two while values are added.
   constexpr size_t kStepLines = kQuadTokens * 2 * kLanes * sizeof(T) / kLineBytes;
