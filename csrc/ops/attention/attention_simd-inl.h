@@ -1,5 +1,5 @@
 // SIMD pieces of attention on the host, compiled once per Highway target: widening loads of stored
-// rows, sums of many accumulators at once, exp2, and the online softmax of a score tile.
+// rows, sums of many accumulators at once, and the online softmax of a score tile.
 //
 // Query heads are handled four at a time (kQuadHeads) and so are tokens (kQuadTokens), whatever the
 // vector width. The 16 scores of four tokens lie together as [head][token], so a 128-bit block of
@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/ops/numeric/exp2-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "semkv/types.h"
@@ -37,9 +38,6 @@ constexpr size_t kQuadHeads = 4;
 constexpr size_t kQuadTokens = 4;
 constexpr size_t kQuadScores = kQuadHeads * kQuadTokens;
 static_assert(kLanes >= 4 && kQuadScores % kLanes == 0, "a quad is a whole number of vectors");
-
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
 
 // ------------------------------ Widening loads
 
@@ -196,27 +194,6 @@ HWY_INLINE void StoreSums(const FloatVec (&acc)[kScoreHeads][kQuadTokens],
 }
 
 // ------------------------------ Softmax
-
-// 2^x for x <= 0, with relative error below 2e-7; 0 below -126; NaN stays NaN.
-HWY_INLINE FloatVec Exp2(FloatVec x) {
-  const FloatTag d;
-  const hn::RebindToSigned<FloatTag> di;
-  const auto underflows = hn::Lt(x, hn::Set(d, -126.0f));
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-  const auto magic = hn::Set(d, 12582912.0f);
-  const auto shifted = hn::Add(x, magic);
-  const auto r = hn::Sub(x, hn::Sub(shifted, magic));
-  auto p = hn::Set(d, 1.535336188319500e-4f);
-  p = hn::MulAdd(p, r, hn::Set(d, 1.339887440266574e-3f));
-  p = hn::MulAdd(p, r, hn::Set(d, 9.618437357674640e-3f));
-  p = hn::MulAdd(p, r, hn::Set(d, 5.550332471162809e-2f));
-  p = hn::MulAdd(p, r, hn::Set(d, 2.402264791363012e-1f));
-  p = hn::MulAdd(p, r, hn::Set(d, 6.931472028550421e-1f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  const auto exponent =
-      hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23));
-  return hn::IfThenZeroElse(underflows, hn::Mul(p, hn::BitCast(d, exponent)));
-}
 
 // The greatest lane of each 128-bit block, in all four of its lanes.
 HWY_INLINE FloatVec MaxWithinBlocks(FloatVec x) {

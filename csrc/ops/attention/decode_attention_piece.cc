@@ -30,13 +30,15 @@ constexpr size_t kMaxQuads = kMaxPieceHeads / kQuadHeads;
 // registers.
 constexpr size_t kValueVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
 
+// The rows of some tokens, key and value after each other. Those beyond num_tokens repeat the last
+// token, so that whole quads may be scored.
 template <typename T>
 struct Tile {
-  // Rows beyond num_tokens repeat the last one, so that whole quads may be scored.
-  const T* k[kTileTokens];
-  const T* v[kTileTokens];
+  const T* rows[2 * kTileTokens];
   size_t num_tokens;
 
+  const T* key(size_t i) const { return rows[2 * i]; }
+  const T* value(size_t i) const { return rows[2 * i + 1]; }
   size_t num_quads() const { return CeilDiv(num_tokens, kQuadTokens); }
 };
 
@@ -48,79 +50,118 @@ struct PieceScratch {
   SoftmaxState softmax[kMaxQuads];
 };
 
+// Where the rows of a piece's tokens are. The loops of the two kinds of piece are apart, since a
+// tile asks for little else and every instruction here is paid for by each token and head.
 template <typename T>
-void FillTile(const DecodePiece& piece, size_t begin, Tile<T>& tile) {
-  const KvView& view = *piece.view;
-  const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
-  const int32_t mask = view.page_tokens - 1;
-  const T* k = static_cast<const T*>(view.k) + KeyOffset(view, 0, piece.kv_head);
-  const T* v = static_cast<const T*>(view.v) + ValueOffset(view, 0, piece.kv_head);
-  tile.num_tokens = std::min<size_t>(kTileTokens, piece.num_tokens - begin);
-  const int32_t first = piece.first_token + static_cast<int32_t>(begin);
-  // A block table is asked once per page, whose tokens are a stride apart.
-  for (size_t i = 0; i < tile.num_tokens;) {
-    const int32_t t = first + static_cast<int32_t>(i);
-    const bool is_list = piece.slots != nullptr;
-    const int64_t page = is_list ? piece.slots[t] >> shift : piece.block_table[t >> shift];
-    const int32_t in_page = (is_list ? piece.slots[t] : t) & mask;
-    const size_t run = is_list ? 1 : view.page_tokens - in_page;
-    const size_t end = std::min(tile.num_tokens, i + run);
-    const T* key = k + page * view.k_page + in_page * view.k_token;
-    const T* value = v + page * view.v_page + in_page * view.v_token;
-    for (; i < end; ++i, key += view.k_token, value += view.v_token) {
-      tile.k[i] = key;
-      tile.v[i] = value;
+class RowFinder {
+ public:
+  explicit RowFinder(const DecodePiece& piece)
+      : piece_(piece),
+        shift_(__builtin_ctz(static_cast<uint32_t>(piece.view->page_tokens))),
+        mask_(piece.view->page_tokens - 1),
+        k_(static_cast<const T*>(piece.view->k) + KeyOffset(*piece.view, 0, piece.kv_head)),
+        v_(static_cast<const T*>(piece.view->v) + ValueOffset(*piece.view, 0, piece.kv_head)) {}
+
+  // The tile that begins at token `begin` of the piece; behind the piece's end, its last token.
+  void FillTile(size_t begin, Tile<T>& tile) const {
+    begin = std::min<size_t>(begin, piece_.num_tokens - 1);
+    tile.num_tokens = std::min(kTileTokens, piece_.num_tokens - begin);
+    const int32_t first = piece_.first_token + static_cast<int32_t>(begin);
+    if (piece_.slots != nullptr) {
+      FillFromSlots(piece_.slots + first, tile);
+    } else {
+      FillFromPages(first, tile);
+    }
+    for (size_t i = 2 * tile.num_tokens; i < 2 * kTileTokens; ++i) tile.rows[i] = tile.rows[i - 2];
+  }
+
+ private:
+  void FillFromSlots(const int32_t* slots, Tile<T>& tile) const {
+    const KvView& view = *piece_.view;
+    for (size_t i = 0; i < tile.num_tokens; ++i) {
+      const int64_t page = slots[i] >> shift_;
+      const int64_t in_page = slots[i] & mask_;
+      tile.rows[2 * i] = k_ + page * view.k_page + in_page * view.k_token;
+      tile.rows[2 * i + 1] = v_ + page * view.v_page + in_page * view.v_token;
     }
   }
-  for (size_t i = tile.num_tokens; i < kTileTokens; ++i) {
-    tile.k[i] = tile.k[tile.num_tokens - 1];
-    tile.v[i] = tile.v[tile.num_tokens - 1];
+
+  // Asks the block table once per page, whose tokens are a stride apart.
+  void FillFromPages(int32_t first, Tile<T>& tile) const {
+    const KvView& view = *piece_.view;
+    for (size_t i = 0; i < tile.num_tokens;) {
+      const int32_t t = first + static_cast<int32_t>(i);
+      const int64_t page = piece_.block_table[t >> shift_];
+      const int32_t in_page = t & mask_;
+      const size_t end = std::min(tile.num_tokens, i + view.page_tokens - in_page);
+      const T* key = k_ + page * view.k_page + in_page * view.k_token;
+      const T* value = v_ + page * view.v_page + in_page * view.v_token;
+      for (; i < end; ++i, key += view.k_token, value += view.v_token) {
+        tile.rows[2 * i] = key;
+        tile.rows[2 * i + 1] = value;
+      }
+    }
   }
-}
+
+  const DecodePiece& piece_;
+  const int32_t shift_;
+  const int32_t mask_;
+  const T* const k_;
+  const T* const v_;
+};
 
 // How many of `lines` are due at step `i` of `n`.
 constexpr size_t Share(size_t lines, size_t i, size_t n) {
   return lines * (i + 1) / n - lines * i / n;
 }
 
-// Touches the rows of a tile, K and V of a token after each other, a few lines at a time: fills
-// that come at a steady pace never wait for a free fill buffer, and lines in address order keep the
-// hardware's prefetcher running. After the last row it repeats that one.
+// Touches the rows of the next tile, K and V of a token after each other, a few lines at a time:
+// fills that come at a steady pace never wait for a free fill buffer, and lines in address order
+// keep the hardware's prefetcher running. With each row, the first line of a row of the tile after
+// that is brought into L2: the page walk and the start of a new DRAM page are then over when the
+// row's own turn comes.
 template <typename T>
 class Prefetcher {
  public:
-  Prefetcher(const Tile<T>& tile, size_t head_dim) : tile_(tile), row_bytes_(head_dim * sizeof(T)) {
+  Prefetcher(const Tile<T>& next, const Tile<T>& far, size_t head_dim)
+      : next_(next.rows), far_(far.rows), row_bytes_(head_dim * sizeof(T)) {
     StartRow();
   }
 
   HWY_INLINE void Touch(size_t lines) {
-    for (size_t i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * kLineBytes);
-    at_ += lines * kLineBytes;
-    if (at_ >= end_) {
-      row_ = std::min(row_ + 1, 2 * kTileTokens - 1);
-      StartRow();
+    if (row_ == 2 * kTileTokens) return;  // a later quad of heads reads the same rows
+    for (size_t i = 0; i < lines; ++i) {
+      __builtin_prefetch(reinterpret_cast<const void*>(at_ + i * kLineBytes));
     }
+    at_ += lines * kLineBytes;
+    if (at_ >= end_ && ++row_ < 2 * kTileTokens) StartRow();
+  }
+
+  void TouchAll() {
+    while (row_ < 2 * kTileTokens) Touch(1);
   }
 
  private:
   HWY_INLINE void StartRow() {
-    const T* row = row_ % 2 == 0 ? tile_.k[row_ / 2] : tile_.v[row_ / 2];
-    at_ = reinterpret_cast<const char*>(row);
+    __builtin_prefetch(far_[row_], 0, 2);
+    at_ = reinterpret_cast<uintptr_t>(next_[row_]);
     end_ = at_ + row_bytes_;
   }
 
-  const Tile<T>& tile_;
+  const T* const* next_;
+  const T* const* far_;
   size_t row_bytes_;
   size_t row_ = 0;
-  const char* at_;
-  const char* end_;
+  // Numbers, since the last step of a row may end beyond it.
+  uintptr_t at_;
+  uintptr_t end_;
 };
 
 // ------------------------------ Scores
 
 template <size_t kVectors, typename T>
-HWY_INLINE void AddProducts(const T* const* k, const float* HWY_RESTRICT q, size_t head_dim,
-                            size_t c, FloatVec (&acc)[kScoreHeads][kQuadTokens]) {
+HWY_INLINE void AddProducts(const T* const (&k)[kQuadTokens], const float* HWY_RESTRICT q,
+                            size_t head_dim, size_t c, FloatVec (&acc)[kScoreHeads][kQuadTokens]) {
   const FloatTag d;
   FloatVec x[kQuadTokens][kVectors];
   for (size_t t = 0; t < kQuadTokens; ++t) WidenRow(k[t] + c, x[t]);
@@ -134,8 +175,8 @@ HWY_INLINE void AddProducts(const T* const* k, const float* HWY_RESTRICT q, size
 
 // Scores of four tokens for four heads, as [head][token].
 template <typename T>
-HWY_INLINE void ScoreQuad(const T* const* k, const float* HWY_RESTRICT q, size_t head_dim,
-                          float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
+HWY_INLINE void ScoreQuad(const T* const (&k)[kQuadTokens], const float* HWY_RESTRICT q,
+                          size_t head_dim, float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
   const FloatTag d;
   // Two tokens per quad here, and two while values are added.
   constexpr size_t kStepLines = kQuadTokens * 2 * kLanes * sizeof(T) / kLineBytes;
@@ -160,7 +201,9 @@ template <typename T>
 void ScoreTile(const Tile<T>& tile, const float* HWY_RESTRICT q, size_t head_dim,
                float* HWY_RESTRICT scores, Prefetcher<T>& prefetcher) {
   for (size_t i = 0; i < tile.num_quads(); ++i) {
-    ScoreQuad(tile.k + i * kQuadTokens, q, head_dim, scores + i * kQuadScores, prefetcher);
+    const T* k[kQuadTokens];
+    for (size_t t = 0; t < kQuadTokens; ++t) k[t] = tile.key(i * kQuadTokens + t);
+    ScoreQuad(k, q, head_dim, scores + i * kQuadScores, prefetcher);
   }
   // The last quad may be partial.
   for (size_t t = tile.num_tokens; t < tile.num_quads() * kQuadTokens; ++t) {
@@ -199,10 +242,10 @@ HWY_INLINE void AddValues(const Tile<T>& tile, const float* HWY_RESTRICT weights
   for (; t + kQuadTokens <= tile.num_tokens; t += kQuadTokens, weights += kQuadScores) {
     for (size_t i = 0; i < kQuadTokens; ++i) {
       prefetcher.Touch(Share(kLines, i, kQuadTokens));
-      add(tile.v[t + i], weights + i);
+      add(tile.value(t + i), weights + i);
     }
   }
-  for (; t < tile.num_tokens; ++t) add(tile.v[t], weights + t % kQuadTokens);
+  for (; t < tile.num_tokens; ++t) add(tile.value(t), weights + t % kQuadTokens);
   for (size_t h = 0; h < kQuadHeads; ++h) {
     for (size_t i = 0; i < kVectors; ++i) {
       hn::Store(sum[h][i], d, acc + h * head_dim + c + i * kLanes);
@@ -266,19 +309,19 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
   const size_t head_dim = params.head_dim;
   const size_t num_quads = CeilDiv<size_t>(piece.num_heads, kQuadHeads);
   const size_t num_tokens = piece.num_tokens;
+  const RowFinder<T> rows(piece);
+  Tile<T> tiles[3];  // the current one, the next, and the one after that
+  for (size_t i = 0; i < 3; ++i) rows.FillTile(i * kTileTokens, tiles[i]);
+  Prefetcher<T>(tiles[0], tiles[1], head_dim).TouchAll();
+
   PieceScratch scratch;
   LoadQueries<T>(params, piece, num_quads, scratch.q);
   std::memset(scratch.acc, 0, num_quads * kQuadHeads * head_dim * sizeof(float));
   for (size_t quad = 0; quad < num_quads; ++quad) Reset(scratch.softmax[quad]);
 
-  Tile<T> tiles[2];
-  FillTile(piece, 0, tiles[0]);
-  for (size_t begin = 0, i = 0; begin < num_tokens; begin += kTileTokens, ++i) {
-    const Tile<T>& tile = tiles[i % 2];
-    const bool is_last = begin + kTileTokens >= num_tokens;
-    if (!is_last) FillTile(piece, begin + kTileTokens, tiles[(i + 1) % 2]);
-    const Tile<T>& next = is_last ? tile : tiles[(i + 1) % 2];
-    Prefetcher<T> prefetcher(next, head_dim);
+  for (size_t begin = 0, i = 0; begin < num_tokens; begin += kTileTokens, i = (i + 1) % 3) {
+    const Tile<T>& tile = tiles[i];
+    Prefetcher<T> prefetcher(tiles[(i + 1) % 3], tiles[(i + 2) % 3], head_dim);
     for (size_t quad = 0; quad < num_quads; ++quad) {
       const size_t first = quad * kQuadHeads * head_dim;
       ScoreTile(tile, scratch.q + first, head_dim, scratch.scores, prefetcher);
@@ -287,6 +330,7 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
       UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
       AddTileValues(tile, scratch.scores, rescale, head_dim, scratch.acc + first, prefetcher);
     }
+    rows.FillTile(begin + 3 * kTileTokens, tiles[i]);
   }
   StoreResults<T>(piece, scratch, head_dim);
 }

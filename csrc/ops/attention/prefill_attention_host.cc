@@ -84,6 +84,8 @@ void PackQueries(const PrefillAttentionParams& p, const PrefillTask& task, const
   // Not -inf: a lane that sees nothing of its first tile would make a NaN of inf - inf.
   std::fill_n(scratch.greatest, lanes.padded, std::numeric_limits<float>::lowest());
   std::fill_n(scratch.sum, lanes.padded, 0.0f);
+  // Scores are in powers of two, the cap's tanh comes before that.
+  const float factor = p.logit_cap != 0.0f ? p.scale : p.scale * kLog2E;
   for (int l = 0; l < lanes.padded; ++l) {
     const int used = std::min(l, lanes.used - 1);
     scratch.limits[l] = task.first_position + used / lanes.group + 1;
@@ -97,7 +99,7 @@ void PackQueries(const PrefillAttentionParams& p, const PrefillTask& task, const
     });
     float* lane =
         scratch.queries + int64_t{l / kPanelLanes} * p.head_dim * kPanelLanes + l % kPanelLanes;
-    for (int c = 0; c < p.head_dim; ++c) lane[c * kPanelLanes] = scratch.row[c] * p.scale;
+    for (int c = 0; c < p.head_dim; ++c) lane[c * kPanelLanes] = scratch.row[c] * factor;
   }
 }
 
@@ -192,7 +194,7 @@ void WriteOut(const PrefillAttentionParams& p, const PrefillTask& task, const La
           static_cast<Type*>(p.out) + token * p.out_token + h * p.out_head);
     });
     if (p.lse != nullptr) {
-      p.lse[token * p.num_heads + h] = scratch.greatest[l] + std::log(scratch.sum[l]);
+      p.lse[token * p.num_heads + h] = kLn2 * (scratch.greatest[l] + std::log2(scratch.sum[l]));
     }
   }
 }

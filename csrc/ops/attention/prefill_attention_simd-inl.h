@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/ops/numeric/exp2-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace semkv {
 namespace HWY_NAMESPACE {
@@ -39,8 +41,8 @@ constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
 
 struct PanelState {
   float* greatest;  // [kPanelLanes]: of the scores so far
-  float* sum;       // [kPanelLanes]: of exp(score - greatest)
-  float* out;       // [head_dim][kPanelLanes]: of exp(score - greatest) * value
+  float* sum;       // [kPanelLanes]: of 2^(score - greatest)
+  float* out;       // [head_dim][kPanelLanes]: of 2^(score - greatest) * value
 };
 
 // sums[i][v] = sum over j < depth of a[i * row_stride + j * depth_stride] * b[j][v].
@@ -105,11 +107,12 @@ void AddValues(const float* HWY_RESTRICT weights, const float* HWY_RESTRICT valu
   }
 }
 
+// scores = cap * tanh(scores / cap), in powers of two.
 HWY_INLINE void CapScores(float cap, int num_tokens, float* scores) {
   const Tag d;
   for (int i = 0; i < num_tokens * kPanelLanes; i += kVectorLanes) {
     const Floats x = hn::Mul(hn::Load(d, scores + i), hn::Set(d, 1.0f / cap));
-    hn::Store(hn::Mul(hn::Tanh(d, x), hn::Set(d, cap)), d, scores + i);
+    hn::Store(hn::Mul(hn::Tanh(d, x), hn::Set(d, cap * kLog2E)), d, scores + i);
   }
 }
 
@@ -127,7 +130,7 @@ HWY_INLINE void MaskScores(const int32_t* limits, int num_tokens, float* scores)
   }
 }
 
-// Scores become weights exp(score - greatest); the state moves to the new greatest, and `rescale`
+// Scores become weights 2^(score - greatest); the state moves to the new greatest, and `rescale`
 // is the factor that what was summed before must be multiplied with.
 HWY_INLINE void UpdateSoftmax(int num_tokens, float* HWY_RESTRICT scores, const PanelState& state,
                               float* HWY_RESTRICT rescale) {
@@ -149,14 +152,14 @@ HWY_INLINE void UpdateSoftmax(int num_tokens, float* HWY_RESTRICT scores, const 
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) {
       float* p = scores + t * kPanelLanes + v * kVectorLanes;
-      const Floats weight = hn::Exp(d, hn::Sub(hn::Load(d, p), greatest[v]));
+      const Floats weight = Exp2(hn::Sub(hn::Load(d, p), greatest[v]));
       sum[v] = hn::Add(sum[v], weight);
       hn::Store(weight, d, p);
     }
   }
   for (int v = 0; v < kPanelVectors; ++v) {
     const int at = v * kVectorLanes;
-    const Floats factor = hn::Exp(d, hn::Sub(hn::Load(d, state.greatest + at), greatest[v]));
+    const Floats factor = Exp2(hn::Sub(hn::Load(d, state.greatest + at), greatest[v]));
     hn::Store(factor, d, rescale + at);
     hn::Store(hn::MulAdd(hn::Load(d, state.sum + at), factor, sum[v]), d, state.sum + at);
     hn::Store(greatest[v], d, state.greatest + at);

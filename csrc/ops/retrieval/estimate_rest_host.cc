@@ -17,7 +17,7 @@
 #define HWY_TARGET_INCLUDE "csrc/ops/retrieval/estimate_rest_host.cc"
 #include <hwy/foreach_target.h>  // before highway.h and every -inl.h
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
+#include "csrc/ops/numeric/exp2-inl.h"
 #include "csrc/ops/retrieval/list_dots-inl.h"
 // clang-format on
 
@@ -106,7 +106,8 @@ float WeighLists(int32_t h, int32_t count, const EstimateScratch& s) {
   }
   VF lane_totals = hn::Zero(df);
   for (int32_t i = 0; i < count; i += lanes) {
-    const VF e = hn::Exp(df, hn::Sub(hn::LoadU(df, scores + i), maximum));
+    const VF below = hn::Sub(hn::LoadU(df, scores + i), maximum);
+    const VF e = Exp2(hn::Mul(below, hn::Set(df, kLog2E)));
     const VF weight = hn::Mul(e, hn::LoadU(df, s.unread + i));
     hn::StoreU(weight, df, scores + i);
     lane_totals = hn::Add(lane_totals, weight);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -238,6 +239,24 @@ TEST(DecodeAttentionTest, ScoresOfMinusInfinityWeighNothing) {
       EXPECT_EQ(std::isfinite(expected.lse[0]), masked < 300);
       ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
     }
+  }
+}
+
+// Weights far below the greatest vanish; as subnormal numbers each would cost a microcode assist.
+TEST(DecodeAttentionTest, WideScoresMakeNoSubnormalNumbers) {
+  ThreadPool pool(1);
+  std::mt19937_64 rng(8);
+  const AttentionShape shape{4, 1, 64, 2048, DType::kBFloat16};
+  for (const float deviation : {8.0f, 40.0f, 1000.0f}) {
+    std::vector<float> q = RandomQueries(rng, shape, 1);
+    for (float& x : q) x *= deviation;
+    DecodeProblem problem(shape, 1, q);
+    problem.SetDense(rng, {RandomTokens(rng, shape)}, PoolLayout::kRowPairs, 16);
+    ForEachTarget([&] {
+      std::feclearexcept(FE_ALL_EXCEPT);
+      problem.RunHost(pool, 2048);
+      EXPECT_EQ(std::fetestexcept(FE_UNDERFLOW), 0) << "deviation " << deviation;
+    });
   }
 }
 

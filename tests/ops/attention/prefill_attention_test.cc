@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -330,6 +331,19 @@ TEST(PrefillAttentionTest, NumberOfThreadsNeverChangesABit) {
     problem.RunHost(num_threads);
     EXPECT_EQ(problem.Out(), out) << num_threads;
     EXPECT_EQ(problem.Lse(), lse) << num_threads;
+  }
+}
+
+// Weights far below the greatest vanish; as subnormal numbers they would cost 60 times as much.
+TEST(PrefillAttentionTest, WideScoresMakeNoSubnormalNumbers) {
+  std::mt19937_64 rng(5);
+  for (const float deviation : {8.0f, 40.0f, 1000.0f}) {
+    Problem problem({.contexts = {700}, .chunks = {65}, .deviation = deviation}, rng);
+    testing::ForEachSimdTarget([&] {
+      std::feclearexcept(FE_ALL_EXCEPT);
+      problem.RunHost(1);
+      EXPECT_EQ(std::fetestexcept(FE_UNDERFLOW), 0) << "deviation " << deviation;
+    });
   }
 }
 
