@@ -147,6 +147,12 @@ absl::Status EvaluationSession::Load() {
     longest_tail = std::max(longest_tail, longest - static_cast<int32_t>(tokenized.ids.size()));
     for (double fraction : options_.budget_fractions) {
       engine.max_budget = std::max(engine.max_budget, tokenized.Budget(fraction));
+      for (int32_t kind : options_.policies) {
+        SEMKV_ASSIGN_OR_RETURN(const semkv_policy policy,
+                               MakePolicy(kind, tokenized.Budget(fraction), options_.overrides));
+        engine.max_budget = std::max(engine.max_budget, MostAttended(policy, longest));
+        engine.query_window = std::max(engine.query_window, QueryWindow(policy));
+      }
     }
     documents_.push_back(std::move(tokenized));
   }
