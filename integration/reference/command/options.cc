@@ -183,6 +183,9 @@ void AddEvaluateOptions(CLI::App* app, EvaluateOptions* evaluate, Raw* raw) {
       ->check(CLI::Range(1e-6, 1.0))
       ->allow_extra_args(false);
   AddPolicyOptions(app, &evaluate->overrides, raw);
+  app->add_flag("--prefill-question", evaluate->prefill_question,
+                "prefill the question too and index once per question, as SentenceKV's authors do; "
+                "otherwise lists know the document alone and the question is decoded");
   app->add_option("--json", evaluate->json_file, "write the table's numbers there");
 }
 

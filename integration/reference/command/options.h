@@ -60,7 +60,8 @@ struct EvaluateOptions {
   std::vector<double> budget_fractions;
   std::vector<int32_t> policies;  // SEMKV_POLICY_*, without dense, which is always evaluated
   PolicyOverrides overrides;
-  std::string json_file;  // may be empty
+  bool prefill_question = false;  // index what ends with the question, not the document alone
+  std::string json_file;          // may be empty
 };
 
 // Text to print instead of working: help or the version.
