@@ -1,7 +1,7 @@
-// Policy clusterkv against a brute force written from ClusterKV's text (research section 1.2, checks
-// A10, A11, A13, A15 and A28). The paper starts k-means from random keys, so the test takes the
-// library's clusters, holds them to what the paper says of them, and does the rest itself: plain
-// loops in float64.
+// Policy clusterkv against a brute force written from ClusterKV's text (research section 1.2,
+// checks A10, A11, A13, A15 and A28). The paper starts k-means from random keys, so the test takes
+// the library's clusters, holds them to what the paper says of them, and does the rest itself:
+// plain loops in float64.
 
 #include <gtest/gtest.h>
 
@@ -142,8 +142,7 @@ void RunCase(uint64_t seed, const PaperShape& shape, int32_t prompt, int32_t bud
   std::vector<std::vector<Cluster>> clusters(cells);
   for (int32_t cell = 0; cell < cells; ++cell) {
     const int32_t layer = cell / shape.kv_heads, kv_head = cell % shape.kv_heads;
-    clusters[cell] =
-        Clusters(&model, *recipe->cluster_partitioner, layer, kv_head, kSinks, prompt);
+    clusters[cell] = Clusters(&model, *recipe->cluster_partitioner, layer, kv_head, kSinks, prompt);
     EXPECT_EQ(static_cast<int32_t>(clusters[cell].size()), (prompt - kSinks) / 80);
     ExpectClusters(&model, clusters[cell], layer, kv_head, kSinks, prompt, 0.98);
   }
@@ -189,7 +188,7 @@ TEST(ClusterKvPaperTest, AttendsToWhatTheBruteForceAttendsTo) {  // A28
   for (int round = 0; round < SoakFactor(); ++round) {
     const uint64_t seed = TestSeed(21) + round;
     SEMKV_TRACE_SEED(seed);
-    RunCase(seed, PaperShape(), 1200, 200, 700);  // over the ends of two windows
+    RunCase(seed, PaperShape(), 1200, 200, 700);   // over the ends of two windows
     RunCase(seed + 1, PaperShape(), 700, 17, 20);  // less than one cluster fits
   }
 }
