@@ -229,6 +229,25 @@ TEST(SentenceKvPaperTest, AttendsToWhatTheBruteForceAttendsTo) {  // A28
   }
 }
 
+// Members of a list have 16 bits: such a prompt is kept in two pieces, cut between sentences.
+TEST(SentenceKvPaperTest, APromptBeyondSixteenBitsIsKeptWhole) {
+  const uint64_t seed = TestSeed(15);
+  SEMKV_TRACE_SEED(seed);
+  PaperShape shape;
+  shape.layers = shape.kv_heads = 1;
+  shape.heads = 2;
+  shape.max_tokens = 70016;
+  PaperModel model(seed, shape, 100, 900);
+  model.Prefill(69900, /*attend=*/false);
+  model.Prefill(69950);  // the window is all that must be attended to
+  const semkv_policy policy = PaperPolicy(256, 4);
+  ASSERT_EQ(model.SetPolicy(policy), SEMKV_OK) << semkv_last_error();
+  ASSERT_EQ(model.Index(), SEMKV_OK) << semkv_last_error();
+  const Agreement agreement = Compare(&model, policy, 20);
+  EXPECT_EQ(agreement.same, agreement.cases);
+  EXPECT_EQ(model.Info().num_hidden, 69950 - 1024);
+}
+
 TEST(SentenceKvPaperTest, AForkInheritsItsParentsWindow) {
   const uint64_t seed = TestSeed(12);
   SEMKV_TRACE_SEED(seed);
@@ -251,6 +270,11 @@ TEST(SentenceKvPaperTest, KeepSetHoldsTheWindowAndExactlyAsManyTokens) {  // A9
     semkv_policy policy = PaperPolicy(64, 3);
     ASSERT_EQ(model.SetPolicy(policy), SEMKV_OK) << semkv_last_error();
     ASSERT_EQ(model.Index(), SEMKV_OK) << semkv_last_error();
+    std::string text(1 << 16, ' ');
+    ASSERT_EQ(semkv_explain(model.context(), text.data(), text.size(), nullptr), SEMKV_OK);
+    EXPECT_NE(text.find("keeps " + std::to_string(std::min(prompt, 192)) + " of " +
+                        std::to_string(prompt) + " prompt tokens per query head"),
+              std::string::npos);
     const PaperModel::Step warm = model.Decode();  // the first step attends to all that is kept
     for (int32_t i = 0; i < 8; ++i) {
       std::set<int32_t> kept = warm.selected[i / 4][i % 4];
