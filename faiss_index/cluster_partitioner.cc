@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "csrc/ops/clustering/kmeans_assign.h"
 #include "faiss_index/kmeans.h"
 #include "faiss_index/partition_input.h"
 #include "faiss_index/partitioner.h"
@@ -134,11 +135,11 @@ class ClusterPartitioner final : public Partitioner {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options) {
-  if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxSegmentTokens ||
+  if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxCentroids ||
       options.iterations < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "clusters: mean_size ", options.mean_size, " (at least 1), nlist ", options.nlist,
-        " (0 to ", kMaxSegmentTokens, "), iterations ", options.iterations, " (at least 0)"));
+        " (0 to ", kMaxCentroids, "), iterations ", options.iterations, " (at least 0)"));
   }
   return std::make_unique<ClusterPartitioner>(options);
 }

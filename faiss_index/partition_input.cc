@@ -5,9 +5,9 @@
 namespace semkv {
 
 absl::Status CheckPartitionInput(const PartitionInput& input, const Partitioner& partitioner) {
-  if (input.num_tokens < 0 || input.num_tokens > kMaxSegmentTokens) {
+  if (input.num_tokens < 0 || input.num_tokens > kMaxPartitionTokens) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "a segment of ", input.num_tokens, " tokens; 0 to ", kMaxSegmentTokens, " are allowed"));
+        "a segment of ", input.num_tokens, " tokens; 0 to ", kMaxPartitionTokens, " are allowed"));
   }
   if (input.num_tokens == 0) return absl::OkStatus();
   if (partitioner.uses_keys() && (input.keys == nullptr || input.head_dim < 1)) {

@@ -17,11 +17,11 @@
 
 namespace semkv {
 
-// At most this many tokens are partitioned at once, so that members fit 16 bits.
-constexpr int32_t kMaxSegmentTokens = 8192;
+// At most this many tokens are partitioned at once, so that offsets and members fit 16 bits.
+constexpr int32_t kMaxPartitionTokens = 65520;
 
 struct PartitionInput {
-  int32_t num_tokens = 0;  // at most kMaxSegmentTokens
+  int32_t num_tokens = 0;  // at most kMaxPartitionTokens
   int32_t head_dim = 0;
   const float* keys = nullptr;      // [num_tokens, head_dim]; null if !uses_keys()
   const uint8_t* closes = nullptr;  // [num_tokens]: 1 where a token closes its sentence; may be
@@ -49,8 +49,8 @@ class Partitioner {
   virtual bool uses_boundaries() const = 0;
   // Replaces `lists`. num_tokens 0 gives no list.
   //
-  // Errors: INVALID_ARGUMENT if num_tokens is below 0 or above kMaxSegmentTokens, or a needed input
-  // is null; `lists` is then unspecified.
+  // Errors: INVALID_ARGUMENT if num_tokens is below 0 or above kMaxPartitionTokens, or a needed
+  // input is null; `lists` is then unspecified.
   virtual absl::Status Partition(const PartitionInput& input, Lists* lists) const = 0;
 };
 
@@ -79,7 +79,8 @@ enum class ClusterBackend : int32_t {
 // At most nlist + 1 lists come out: nlist clusters (fewer where fewer keys differ) and the keys
 // that are not finite. A list of zero keys takes the place of a cluster where there would be more.
 //
-// Errors: INVALID_ARGUMENT if mean_size is below 1, or nlist or iterations below 0.
+// Errors: INVALID_ARGUMENT if mean_size is below 1, nlist below 0 or above 8,192, or iterations
+// below 0; of Partition also if mean_size asks for more than 8,192 clusters.
 struct ClusterOptions {
   int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size), counting
                            // tokens whose key is finite and not zero

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -48,6 +49,7 @@ absl::Status ValidateOptions(const semkv_options& o) {
   SEMKV_RETURN_IF_ERROR(CheckRange("max_sequence_tokens", o.max_sequence_tokens, 1,
                                    int64_t{o.num_pages} * o.page_tokens));
   SEMKV_RETURN_IF_ERROR(CheckRange("num_threads", o.num_threads, 0, kMaxThreads));
+  SEMKV_RETURN_IF_ERROR(CheckRange("query_window", o.query_window, 0, 1024));
   if (o.num_heads % o.num_kv_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("options.num_heads is ", o.num_heads,
@@ -125,23 +127,41 @@ absl::Status Context::SetVocabulary(absl::Span<const absl::string_view> vocabula
   return absl::OkStatus();
 }
 
-absl::Status Context::SetPolicy(semkv_sequence sequence, const semkv_policy& policy) {
-  SEMKV_RETURN_IF_ERROR(ValidatePolicy(policy));
-  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
+absl::Status Context::CheckPolicy(const semkv_policy& policy) const {
   if (UsesSentences(policy) && boundaries_ == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " cuts sentences: call semkv_vocabulary_set first"));
   }
+  const double kept = std::floor(double{policy.keep_factor} * policy.budget);
+  if (KeepsTokens(policy) &&
+      (options_.query_window < policy.recent || options_.query_window > kept)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "policy ", PolicyName(policy.kind), " keeps ", kept, " tokens by the context's last ",
+        "options.query_window = ", options_.query_window, " queries, must be in [recent = ",
+        policy.recent, ", ", kept, "]; keep_factor 0 keeps all and needs none"));
+  }
+  return absl::OkStatus();
+}
+
+void Context::StartOpenSentence(IndexedSequence* state) const {
+  const semkv_policy& policy = state->policy;
+  if (policy.mean_query == 0 && policy.warm_up == 0) return;
+  const int64_t row_floats =
+      policy.mean_query != 0 ? int64_t{options_.num_heads} * options_.head_dim : 0;
+  state->open_sentence.Start(options_.num_layers, row_floats, state->num_tokens);
+}
+
+absl::Status Context::SetPolicy(semkv_sequence sequence, const semkv_policy& policy) {
+  SEMKV_RETURN_IF_ERROR(ValidatePolicy(policy));
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
+  SEMKV_RETURN_IF_ERROR(CheckPolicy(policy));
   if (!SameLists(policy, state->policy)) {
     SEMKV_ASSIGN_OR_RETURN(IndexRecipe recipe, MakeIndexRecipe(policy));
     state->index = SequenceIndex(std::move(recipe));
+    state->kept = nullptr;
   }
   state->policy = policy;
-  state->query_steps = 0;
-  state->query_sum.clear();
-  if (policy.mean_query != 0) {
-    state->query_sum.resize(int64_t{options_.num_layers} * options_.num_heads * options_.head_dim);
-  }
+  StartOpenSentence(state);
   return absl::OkStatus();
 }
 
@@ -171,10 +191,18 @@ absl::Status Context::Index(semkv_sequence sequence) {
   if (!UsesLists(state->policy)) return MarkWritten(sequence, state);
   const Stopwatch stopwatch(&counters_.index_ns);
   ResolveCloses(*state, &closes_scratch_);
+  const KeySource source = MakeKeySource(sequence);
+  if (KeepsTokens(state->policy) && state->kept == nullptr) {
+    SEMKV_ASSIGN_OR_RETURN(
+        state->kept,
+        KeptPrompt::Build(source, state->index.recipe(), state->policy, state->queries,
+                          options_.num_heads, state->num_tokens, closes_scratch_.data()));
+  }
   SequenceIndex::Progress progress;
   const int32_t before = state->index.num_segments();
-  SEMKV_RETURN_IF_ERROR(state->index.Index(MakeKeySource(sequence), state->num_tokens,
-                                           closes_scratch_.data(), &progress));
+  SEMKV_RETURN_IF_ERROR(
+      state->index.Index(source, state->num_tokens, closes_scratch_.data(), &progress));
+  StartOpenSentence(state);
   AddIndexEvents(sequence, *state, progress, before);
   return MarkWritten(sequence, state);
 }
@@ -183,14 +211,6 @@ absl::Status Context::Observe(semkv_sequence sequence) {
   SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   SEMKV_RETURN_IF_ERROR(CheckStorage());
   const Stopwatch stopwatch(&counters_.index_ns);
-  if (state->policy.mean_query != 0) {
-    ++state->query_steps;
-    // The flag of the newest token may still be open; its sentence then ends one step later.
-    if (!state->closes.empty() && state->closes.back() != 0) {
-      state->query_steps = 0;
-      std::fill(state->query_sum.begin(), state->query_sum.end(), 0.0f);
-    }
-  }
   if (UsesLists(state->policy)) {
     const bool cuts = UsesSentences(state->policy);
     const int32_t num_closes =

@@ -18,6 +18,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "block_manager/block_manager.h"
+#include "csrc/api/kept_prompt.h"
+#include "csrc/api/open_sentence.h"
+#include "csrc/api/query_window.h"
 #include "csrc/api/sequence_index.h"
 #include "csrc/ops/parallel/thread_pool.h"
 #include "faiss_index/sentence_boundary.h"
@@ -27,19 +30,19 @@ namespace semkv {
 
 // What semkv knows of a sequence beyond its pages.
 struct IndexedSequence {
-  explicit IndexedSequence(const BoundaryTable* table) : scanner(table) {}
+  IndexedSequence(const BoundaryTable* table, const semkv_options& o)
+      : scanner(table), queries(o.query_window, o.num_layers, o.num_heads, o.head_dim) {}
   semkv_policy policy = {};  // struct_size 0: none was set yet
   SequenceIndex index;
+  std::shared_ptr<const KeptPrompt> kept;  // the prompt's lists where tokens are put out of reach
   BoundaryScanner scanner;
   std::vector<uint8_t> closes;  // flags of the tokens whose fate is known
   int32_t num_tokens = 0;
   bool sparse = false;            // some token was computed under sparse attention
   int32_t num_tagged_pages = 0;   // pages whose tag knows its sentences
   int32_t num_tagged_closes = 0;  // sentences that end in them
-  // Running mean of the open sentence's queries (policy.mean_query): [num_layers, num_heads,
-  // head_dim] sums and the number of steps in them.
-  std::vector<float> query_sum;
-  int32_t query_steps = 0;
+  QueryWindow queries;
+  OpenSentence open_sentence;  // kept while the policy has mean_query or warm_up
 };
 
 class Context {
@@ -90,6 +93,9 @@ class Context {
   // unless they were computed under sparse attention, and their tags learn their sentences.
   absl::Status MarkWritten(semkv_sequence sequence, IndexedSequence* state);
   KeySource MakeKeySource(semkv_sequence sequence);
+  // Can the context serve what the policy asks of it?
+  absl::Status CheckPolicy(const semkv_policy& policy) const;
+  void StartOpenSentence(IndexedSequence* state) const;
   // Flags of all tokens, the last one's as if the text ended here.
   void ResolveCloses(const IndexedSequence& state, std::vector<uint8_t>* closes) const;
   void AddEvent(int32_t kind, int64_t a, int64_t b, int64_t c);

@@ -64,7 +64,7 @@ absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
 absl::StatusOr<semkv_sequence> Context::CreateSequence(uint64_t salt) {
   SEMKV_RETURN_IF_ERROR(CheckStorage());
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence sequence, pages_->CreateSequence(salt));
-  auto state = std::make_unique<IndexedSequence>(boundaries_.get());
+  auto state = std::make_unique<IndexedSequence>(boundaries_.get(), options_);
   state->closes.reserve(options_.max_sequence_tokens);
   sequences_.emplace(sequence, std::move(state));
   // Without a vocabulary there are no sentences to cut; clusters need only keys.
@@ -190,6 +190,11 @@ absl::StatusOr<semkv_sequence_info> Context::SequenceInfo(semkv_sequence sequenc
   info.num_segments = state->index.num_segments();
   info.num_lists = state->index.num_lists();
   info.index_bytes = state->index.bytes();
+  if (state->kept != nullptr) {
+    info.num_lists += state->kept->num_lists();
+    info.index_bytes += state->kept->bytes();
+    info.num_hidden = state->kept->num_tokens() - state->kept->num_kept();
+  }
   info.kv_bytes = int64_t{2} * state->num_tokens * options_.num_layers * options_.num_kv_heads *
                   options_.head_dim * DTypeBytes(static_cast<DType>(options_.kv_dtype));
   return info;
@@ -228,6 +233,10 @@ std::string Context::Explain() const {
                     PolicyName(state.policy.kind), ", budget ", state.policy.budget, ", ",
                     state.index.num_segments(), " segments, ", state.index.num_lists(),
                     " lists in ", state.index.bytes(), " bytes");
+    if (state.kept == nullptr) continue;
+    absl::StrAppend(&text, "; keeps ", state.kept->num_kept(), " of ", state.kept->num_tokens(),
+                    " prompt tokens per query head, ", state.kept->num_lists(), " lists in ",
+                    state.kept->bytes(), " bytes");
   }
   return absl::StrCat(text, "\n");
 }

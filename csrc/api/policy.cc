@@ -1,11 +1,13 @@
 #include "csrc/api/policy.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "csrc/api/sequence_index.h"
+#include "csrc/ops/clustering/kmeans_assign.h"
 #include "csrc/status_macros.h"
 
 namespace semkv {
@@ -49,7 +51,9 @@ bool SameLists(const semkv_policy& a, const semkv_policy& b) {
          a.kmeans_iterations == b.kmeans_iterations &&
          a.sentence_min_tokens == b.sentence_min_tokens &&
          a.sentence_max_tokens == b.sentence_max_tokens && a.centroid_form == b.centroid_form &&
-         a.estimate_rest == b.estimate_rest;
+         a.estimate_rest == b.estimate_rest && a.segment_tokens == b.segment_tokens &&
+         KeepsTokens(a) == KeepsTokens(b) &&
+         (!KeepsTokens(a) || (a.keep_factor == b.keep_factor && a.budget == b.budget));
 }
 
 semkv_policy DefaultPolicy(int32_t kind) {
@@ -69,6 +73,7 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.centroid_form = SEMKV_CENTROID_INT8;
   policy.variance_term = SEMKV_VARIANCE_BOUNDED;
   policy.group_rank = SEMKV_RANK_SHARE_SUM;
+  policy.segment_tokens = kDefaultSegmentTokens;
   switch (kind) {
     case SEMKV_POLICY_PAGES:
     case SEMKV_POLICY_QUEST:
@@ -79,16 +84,21 @@ semkv_policy DefaultPolicy(int32_t kind) {
       policy.sinks = 32;
       policy.recent = 32;
       policy.sentence_min_tokens = 1;
+      policy.sentence_max_tokens = 8192;
       policy.centroid_form = SEMKV_CENTROID_F32;
       policy.variance_term = SEMKV_VARIANCE_NONE;
       policy.per_query_head = 1;
       policy.mean_query = 1;
+      policy.keep_factor = 3.0f;
+      policy.warm_up = 1;
       break;
     case SEMKV_POLICY_CLUSTERKV:
       policy.recent = 1;
       policy.cluster_size = 80;
       policy.cluster_metric = SEMKV_METRIC_COSINE;
       policy.kmeans_iterations = 20;
+      policy.segment_tokens = kMaxPartitionTokens;
+      policy.open_beside = 1;
       policy.centroid_form = SEMKV_CENTROID_F32;
       policy.variance_term = SEMKV_VARIANCE_NONE;
       policy.per_query_head = 1;
@@ -97,6 +107,23 @@ semkv_policy DefaultPolicy(int32_t kind) {
       break;
   }
   return policy;
+}
+
+// The fields of SentenceKV's keep set.
+absl::Status ValidateKeep(const semkv_policy& policy) {
+  SEMKV_RETURN_IF_ERROR(CheckRange("warm_up", policy.warm_up, 0, 1 << 20));
+  if (policy.keep_factor == 0.0f) return absl::OkStatus();
+  if (!(policy.keep_factor >= 1.0f && policy.keep_factor <= 1024.0f)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("policy.keep_factor is ", policy.keep_factor, ", must be 0 or in [1, 1024]"));
+  }
+  if (policy.kind != SEMKV_POLICY_SENTENCEKV || policy.per_query_head == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "policy.keep_factor is ", policy.keep_factor, ", must be 0 unless kind is sentencekv (",
+        SEMKV_POLICY_SENTENCEKV, ") and per_query_head 1; they are ", policy.kind, " and ",
+        policy.per_query_head));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ValidatePolicy(const semkv_policy& policy) {
@@ -108,6 +135,11 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(CheckRange("cluster_size", policy.cluster_size, 1, kWindowTokens));
   SEMKV_RETURN_IF_ERROR(CheckRange("cluster_metric", policy.cluster_metric, 0, 1));
   SEMKV_RETURN_IF_ERROR(CheckRange("kmeans_iterations", policy.kmeans_iterations, 1, 1000));
+  SEMKV_RETURN_IF_ERROR(CheckRange(
+      "segment_tokens", policy.segment_tokens, 1024,
+      std::min<int64_t>(kMaxPartitionTokens, int64_t{kMaxCentroids} * policy.cluster_size)));
+  SEMKV_RETURN_IF_ERROR(CheckRange("open_beside", policy.open_beside, 0, 1));
+  SEMKV_RETURN_IF_ERROR(ValidateKeep(policy));
   SEMKV_RETURN_IF_ERROR(CheckRange("sentence_max_tokens", policy.sentence_max_tokens, 1, 8192));
   SEMKV_RETURN_IF_ERROR(
       CheckRange("sentence_min_tokens", policy.sentence_min_tokens, 1, policy.sentence_max_tokens));
@@ -133,6 +165,8 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
 absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
   IndexRecipe recipe;
   recipe.num_sinks = policy.sinks;
+  recipe.segment_tokens = policy.segment_tokens;
+  recipe.keeps_tokens = KeepsTokens(policy);
   recipe.value_means = policy.estimate_rest != 0;
   recipe.form = policy.kind == SEMKV_POLICY_QUEST ? CentroidForm::kBounds
                                                   : static_cast<CentroidForm>(policy.centroid_form);
@@ -140,10 +174,11 @@ absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
   recipe.clusters = policy.kind == SEMKV_POLICY_HYBRID || policy.kind == SEMKV_POLICY_CLUSTER ||
                     policy.kind == SEMKV_POLICY_CLUSTERKV;
   recipe.pages = policy.kind == SEMKV_POLICY_PAGES || policy.kind == SEMKV_POLICY_QUEST;
-  recipe.provisional = policy.kind != SEMKV_POLICY_CLUSTERKV;
+  recipe.provisional = policy.kind != SEMKV_POLICY_CLUSTERKV && !recipe.keeps_tokens;
   if (recipe.sentences) {
     recipe.min_sentence_tokens = policy.sentence_min_tokens;
     recipe.max_sentence_tokens = policy.sentence_max_tokens;
+    if (recipe.keeps_tokens) recipe.max_open_tokens = (policy.budget - policy.sinks) / 2;
     SentenceOptions options;
     options.min_tokens = policy.sentence_min_tokens;
     options.max_tokens = policy.sentence_max_tokens;

@@ -35,6 +35,11 @@ inline bool UsesLists(const semkv_policy& policy) {
   return policy.kind != SEMKV_POLICY_DENSE && policy.kind != SEMKV_POLICY_WINDOW;
 }
 
+// Does semkv_index put prompt tokens out of reach (SentenceKV's keep set)?
+inline bool KeepsTokens(const semkv_policy& policy) {
+  return policy.kind == SEMKV_POLICY_SENTENCEKV && policy.keep_factor > 0.0f;
+}
+
 // Do both policies build the same lists, so that one's serve the other?
 bool SameLists(const semkv_policy& a, const semkv_policy& b);
 

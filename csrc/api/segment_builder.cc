@@ -9,13 +9,18 @@
 namespace semkv {
 namespace {
 
+template <typename T>
+void GrowTo(std::vector<T>* data, int64_t size) {
+  if (static_cast<int64_t>(data->size()) < size) data->resize(size);
+}
+
 // Mean values of the lists, into thread.value_means. The keys' room is not free, so values are
-// gathered into the second half of it.
+// gathered behind them.
 void MeanValues(const KeySource& source, int32_t cell, const CellLists& lists,
                 IndexScratch::Thread& thread) {
   const int32_t num_slots = static_cast<int32_t>(source.scratch->slots.size());
   const int64_t d = source.head_dim;
-  float* const values = thread.keys.data() + int64_t{kMaxSegmentTokens} * d;
+  float* const values = thread.keys.data() + num_slots * d;
   GatherValues(source.layers[cell / source.num_kv_heads], cell % source.num_kv_heads,
                source.head_dim, source.scratch->slots.data(), num_slots, values);
   ListMeansParams params;
@@ -26,11 +31,6 @@ void MeanValues(const KeySource& source, int32_t cell, const CellLists& lists,
   params.members = lists.members;
   params.means = thread.value_means.data();
   ListMeansHost(params);
-}
-
-template <typename T>
-void GrowTo(std::vector<T>* data, int64_t size) {
-  if (static_cast<int64_t>(data->size()) < size) data->resize(size);
 }
 
 }  // namespace
@@ -46,6 +46,8 @@ void FillSlots(const KeySource& source, int32_t first, int32_t end) {
 }
 
 void GatherCellKeys(const KeySource& source, int32_t cell, IndexScratch::Thread& thread) {
+  GrowTo(&thread.keys,
+         int64_t{2} * static_cast<int64_t>(source.scratch->slots.size()) * source.head_dim);
   GatherKeys(source.layers[cell / source.num_kv_heads], cell % source.num_kv_heads, source.head_dim,
              source.scratch->slots.data(), static_cast<int32_t>(source.scratch->slots.size()),
              thread.keys.data());

@@ -51,17 +51,18 @@ void CellCenter(const float* keys, int32_t num_tokens, int32_t head_dim,
 }  // namespace
 
 IndexScratch::IndexScratch(int32_t head_dim, int num_threads) : threads(num_threads) {
-  // Twice a segment: keys, and values when mean values are kept (segment_builder.cc).
-  for (Thread& thread : threads) thread.keys.resize(int64_t{2} * kMaxSegmentTokens * head_dim);
+  // Twice a segment: keys, and values when mean values are kept; grows for larger segments
+  // (segment_builder.cc).
+  for (Thread& thread : threads) thread.keys.resize(int64_t{2} * kDefaultSegmentTokens * head_dim);
   for (Thread& thread : threads) {
     thread.means.resize(int64_t{64} * head_dim);
     thread.value_means.resize(int64_t{64} * head_dim);
     thread.variances.resize(64);
     thread.bounds.resize(int64_t{128} * head_dim);
   }
-  slots.reserve(kMaxSegmentTokens);
-  page_offsets.reserve(kMaxSegmentTokens + 1);
-  sentence_offsets.reserve(kMaxSegmentTokens + 1);
+  slots.reserve(kDefaultSegmentTokens);
+  page_offsets.reserve(kDefaultSegmentTokens + 1);
+  sentence_offsets.reserve(kDefaultSegmentTokens + 1);
 }
 
 absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
@@ -117,12 +118,12 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
 
 absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uint8_t* closes,
                                  Progress* progress) {
-  int32_t first = segments_.empty() ? recipe_.num_sinks
+  int32_t first = segments_.empty() ? std::max(recipe_.num_sinks, prompt_end_)
                                     : segments_.back()->first + segments_.back()->num_tokens;
   std::vector<std::shared_ptr<const Segment>> built;
   while (first < end) {
     // Borders fall on multiples of the segment size, so that equal prefixes have equal segments.
-    const int32_t border = (first / kMaxSegmentTokens + 1) * kMaxSegmentTokens;
+    const int32_t border = (first / recipe_.segment_tokens + 1) * recipe_.segment_tokens;
     const int32_t segment_end = std::min(border, end);
     SEMKV_ASSIGN_OR_RETURN(std::shared_ptr<const Segment> segment,
                            BuildSegment(source, first, segment_end, closes));
@@ -138,6 +139,9 @@ absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const
                                   Progress* progress) {
   *progress = Progress();
   progress->first_token = segments_.empty() ? recipe_.num_sinks : tail_.start;
+  if (recipe_.keeps_tokens && prompt_end_ == 0) {
+    progress->first_token = prompt_end_ = length;
+  }
   SEMKV_RETURN_IF_ERROR(Seal(source, length, closes, progress));
   ResetTail(source, std::max(length, recipe_.num_sinks));
   return absl::OkStatus();
@@ -165,7 +169,7 @@ void SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
 
 void SequenceIndex::ReserveTail() {
   const int32_t tokens =
-      std::min(tail_.reserved + kTailGrowth, kMaxSegmentTokens + kProvisionalTokens);
+      std::min(tail_.reserved + kTailGrowth, recipe_.segment_tokens + kProvisionalTokens);
   tail_.reserved = tokens;
   tail_.pages.Reserve(CeilDiv(tokens, kProvisionalTokens), 0);
   if (recipe_.sentences) tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0);
@@ -181,7 +185,7 @@ absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, con
   if (!indexed()) return absl::OkStatus();  // nothing to add to: semkv_index comes first
   progress->first_token = tail_.start;
   while (true) {
-    const int32_t full = tail_.start + kMaxSegmentTokens;
+    const int32_t full = tail_.start + recipe_.segment_tokens;
     SEMKV_RETURN_IF_ERROR(Fold(source, std::min(length, full), closes, num_closes, progress));
     if (length < full || num_closes < full) return absl::OkStatus();
     SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
@@ -194,7 +198,7 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
                                  int32_t num_closes, Progress* progress) {
   const int32_t start = tail_.start;
   while (end - start + kWindowTokens > tail_.reserved &&
-         tail_.reserved < kMaxSegmentTokens + kProvisionalTokens) {
+         tail_.reserved < recipe_.segment_tokens + kProvisionalTokens) {
     ReserveTail();
   }
   std::vector<uint16_t>& pages = source.scratch->page_offsets;
@@ -204,12 +208,15 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
     pages.push_back(static_cast<uint16_t>(pages.back() + kProvisionalTokens));
   }
   sentences.assign(1, static_cast<uint16_t>(tail_.sentence_end - start));
+  const int32_t cap = recipe_.max_open_tokens > 0
+                          ? std::min(recipe_.max_open_tokens, recipe_.max_sentence_tokens)
+                          : recipe_.max_sentence_tokens;
   for (; recipe_.sentences && tail_.sentence_scanned < std::min(end, num_closes);
        ++tail_.sentence_scanned) {
     const int32_t tokens = tail_.sentence_scanned + 1 - (start + sentences.back());
     const bool closed =
         closes[tail_.sentence_scanned] != 0 && tokens >= recipe_.min_sentence_tokens;
-    if (closed || tokens == recipe_.max_sentence_tokens) {
+    if (closed || tokens == cap) {
       sentences.push_back(static_cast<uint16_t>(tail_.sentence_scanned + 1 - start));
     }
   }
@@ -304,7 +311,8 @@ int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
 }
 
 int32_t SequenceIndex::reachable_end() const {
-  return recipe_.provisional ? tail_.page_end : tail_.window_end;
+  if (recipe_.provisional) return tail_.page_end;
+  return recipe_.clusters ? tail_.window_end : tail_.sentence_end;
 }
 
 int64_t SequenceIndex::num_lists() const {

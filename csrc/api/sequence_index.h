@@ -3,7 +3,7 @@
 //
 //   position:  0 .. sinks | segment | segment | ... | tail .................. | recent
 //
-// A segment covers at most kMaxSegmentTokens tokens. In the tail, a closed sentence becomes a list
+// A segment covers at most recipe.segment_tokens tokens. In the tail, a closed sentence is a list
 // at once, every kWindowTokens tokens are clustered on their own (ClusterKV, section III-D), and
 // the tokens that neither has reached yet are in provisional lists of kProvisionalTokens tokens, so
 // that nothing is ever out of reach. A full tail is repartitioned as one segment.
@@ -29,6 +29,7 @@
 
 namespace semkv {
 
+constexpr int32_t kDefaultSegmentTokens = 8192;
 constexpr int32_t kProvisionalTokens = 16;
 constexpr int32_t kWindowTokens = 320;
 
@@ -39,8 +40,13 @@ struct IndexRecipe {
   bool pages = false;       // every kProvisionalTokens tokens a list, in segments too
   bool provisional = true;  // provisional lists in the tail; else its end is always attended
   bool value_means = false;
+  // The prompt's lists are a KeptPrompt's (kept_prompt.h): Index seals nothing and begins the tail.
+  bool keeps_tokens = false;
   int32_t num_sinks = 0;
+  int32_t segment_tokens = kDefaultSegmentTokens;  // at most kMaxPartitionTokens
   int32_t min_sentence_tokens = 1, max_sentence_tokens = 64;
+  // > 0: an open sentence of the tail is closed at so many tokens, so that the budget holds it.
+  int32_t max_open_tokens = 0;
   int32_t window_clusters = 0;
   int32_t mean_cluster_size = 0;
   CentroidForm form = CentroidForm::kInt8;
@@ -98,7 +104,8 @@ class SequenceIndex {
   explicit SequenceIndex(IndexRecipe recipe) : recipe_(std::move(recipe)) {}
 
   // Seals every token before `length` that is not sealed yet, the tail's included. `closes`,
-  // [length], tells which tokens close a sentence; may be null without sentences.
+  // [length], tells which tokens close a sentence; may be null without sentences. Of a recipe that
+  // keeps tokens, the first call only marks where the prompt ends.
   absl::Status Index(const KeySource& source, int32_t length, const uint8_t* closes,
                      Progress* progress);
   // Folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
@@ -147,6 +154,7 @@ class SequenceIndex {
   IndexRecipe recipe_;
   std::vector<std::shared_ptr<const Segment>> segments_;
   Tail tail_;
+  int32_t prompt_end_ = 0;  // of a recipe that keeps tokens: nothing before it is in a segment
 };
 
 }  // namespace semkv

@@ -1,11 +1,10 @@
 // The per-layer half of a step: select and attend.
 
 #include <chrono>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "csrc/api/attend_args.h"
 #include "csrc/api/step_plan.h"
-#include "csrc/ops/numeric/float_convert.h"
 #include "csrc/status_macros.h"
 
 namespace semkv {
@@ -15,34 +14,6 @@ int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
-}
-
-struct Strides {
-  int64_t token, head;
-};
-
-Strides QueryStrides(const semkv_attend_args& args, const semkv_options& options) {
-  if (args.q_token == 0 && args.q_head == 0) {
-    return {int64_t{options.num_heads} * options.head_dim, options.head_dim};
-  }
-  return {args.q_token, args.q_head};
-}
-
-Strides OutStrides(const semkv_attend_args& args, const semkv_options& options) {
-  if (args.out_token == 0 && args.out_head == 0) {
-    return {int64_t{options.num_heads} * options.head_dim, options.head_dim};
-  }
-  return {args.out_token, args.out_head};
-}
-
-float Scale(const semkv_attend_args& args, const semkv_options& options) {
-  return args.scale > 0.0f ? args.scale : 1.0f / std::sqrt(static_cast<float>(options.head_dim));
-}
-
-template <typename T>
-T* Advance(T* data, int64_t elements, DType dtype) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const uint8_t, uint8_t>;
-  return static_cast<Byte*>(data) + elements * DTypeBytes(dtype);
 }
 
 int64_t IndexBytes(const ListsView& view, int32_t head_dim) {
@@ -76,43 +47,19 @@ ScoreListsParams StepPlan::ScoreParams(const Run& run, const semkv_attend_args& 
   return score;
 }
 
-void StepPlan::UseMeanQueries(const Run& run, int32_t layer, const semkv_attend_args& args,
-                              ScoreListsParams* score) {
-  bool any = false;
-  for (int32_t r = run.first; r < run.end; ++r) {
-    any |= IsSparse(layer, r) && rows_[r].state->policy.mean_query != 0;
-  }
-  if (!any) return;
-  const semkv_options& o = context_->options();
-  const int64_t row_floats = int64_t{o.num_heads} * o.head_dim;
-  for (int32_t r = run.first; r < run.end; ++r) {
-    IndexedSequence& state = *rows_[r].state;
-    const bool mean = IsSparse(layer, r) && state.policy.mean_query != 0;
-    float* const sum = mean ? &state.query_sum[layer * row_floats] : nullptr;
-    const float share = 1.0f / static_cast<float>(state.query_steps + 1);
-    for (int32_t h = 0; h < o.num_heads; ++h) {
-      const int64_t from = (r - run.first) * score->q_row + h * score->q_head;
-      for (int32_t c = 0; c < o.head_dim; ++c) {
-        float x = LoadAsFloat(score->q, score->q_dtype, from + c);
-        const int64_t at = int64_t{h} * o.head_dim + c;
-        if (mean) x = (sum[at] += x) * share;
-        mean_queries_[r * row_floats + at] = x;
-      }
-    }
-  }
-  score->q = mean_queries_.data() + run.first * row_floats;
-  score->q_dtype = DType::kFloat32;
-  score->q_row = row_floats;
-  score->q_head = o.head_dim;
-}
-
 int32_t StepPlan::FillViews(const Run& run, int32_t layer) {
   const semkv_options& o = context_->options();
   int32_t n = 0, p = 0;
   for (int32_t r = run.first; r < run.end; ++r) {
     for (int32_t s = 0; s < run.num_selections; ++s, ++p) {
       view_begin_[p] = n;
+      always_[p] = AlwaysTaken();
       if (!IsSparse(layer, r)) continue;
+      if (const KeptPrompt* const kept = rows_[r].state->kept.get(); kept != nullptr) {
+        // One selection per query head: ValidatePolicy.
+        n += kept->Views(layer * o.num_heads + s, views_.data() + n);
+        always_[p] = kept->FixedStart(layer * o.num_heads + s);
+      }
       const int32_t kv_head =
           static_cast<int32_t>(int64_t{s} * o.num_kv_heads / run.num_selections);
       n += rows_[r].state->index.Views(layer * o.num_kv_heads + kv_head, views_.data() + n);
@@ -153,6 +100,7 @@ void StepPlan::SelectRun(const Run& run, int32_t layer, const semkv_attend_args&
   select.rows = score.rows;
   select.views = score.views;
   select.view_begin = score.view_begin;
+  select.always = always_.data();
   select.slots = slots_.data() + first * max_budget_;
   select.positions = positions_.data() + first * max_budget_;
   select.counts = counts_.data() + first;
@@ -205,6 +153,7 @@ absl::Status StepPlan::Attend(int32_t layer, const semkv_attend_args& args) {
                                                         selected_layer_));
     }
   }
+  RecordQueries(layer, args);
   semkv_stats& counters = context_->counters();
   const int64_t start = NowNs();
   int64_t prefill_ns = 0;

@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<StepPlan>> StepPlan::Create(Context* context, int
   plan->slots_.resize(selections * max_budget);
   plan->positions_.resize(selections * max_budget);
   plan->counts_.resize(selections);
+  plan->always_.resize(selections);
   plan->workspace_bytes_ = plan->WorkspaceBytes();
   return plan;
 }
@@ -108,6 +109,9 @@ absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_q
         "row ", r, " has ", num_queries, " queries, its sequence has ", row.num_tokens, " tokens"));
   }
   const semkv_policy& policy = row.state->policy;
+  if (policy.mean_query != 0 || policy.warm_up != 0) {
+    row.state->open_sentence.Advance(row.state->closes, row.num_tokens);
+  }
   row.dense_layers = DenseLayers(policy, context_->options().num_layers);
   row.num_selections =
       policy.per_query_head != 0 ? context_->options().num_heads : context_->options().num_kv_heads;
@@ -122,9 +126,13 @@ absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_q
     row.reason = SEMKV_ROW_NOT_INDEXED;
   } else {
     row.reason = SEMKV_ROW_SPARSE;
-    if (policy.budget > max_budget_) {
-      return absl::OutOfRangeError(absl::StrCat("row ", r, " has a budget of ", policy.budget,
-                                                ", the plan has room for ", max_budget_));
+  }
+  FillRetrievalRow(r);
+  if (row.reason == SEMKV_ROW_SPARSE) {
+    if (retrieval_rows_[r].budget > max_budget_) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "row ", r, " attends to ", retrieval_rows_[r].budget, " tokens in this step, its budget ",
+          "is ", policy.budget, ", the plan's max_budget ", max_budget_));
     }
     if (row.dense_layers < context_->options().num_layers) {
       SEMKV_RETURN_IF_ERROR(context_->NoteSparse(sequence, row.state));
@@ -132,7 +140,6 @@ absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_q
   }
   const absl::Span<const int32_t> pages = context_->SequencePages(sequence);
   std::copy(pages.begin(), pages.end(), block_tables_.begin() + int64_t{r} * context_->max_pages());
-  FillRetrievalRow(r);
   return absl::OkStatus();
 }
 
@@ -145,12 +152,14 @@ void StepPlan::FillRetrievalRow(int32_t r) {
   out.num_tokens = row.num_tokens;
   out.budget = policy.budget;
   out.num_sinks = std::min(policy.sinks, row.num_tokens);
-  // Tokens that no list holds yet count as recent, as far as the budget goes.
+  // Tokens that no list holds yet count as recent, as far as the budget goes or beside it.
   int32_t recent = policy.recent;
   if (UsesLists(policy)) {
-    recent = std::max(recent, row.num_tokens - row.state->index.reachable_end());
+    const int32_t open = std::max(0, row.num_tokens - row.state->index.reachable_end());
+    if (policy.open_beside != 0) out.budget += open;
+    recent = std::max(recent, open);
   }
-  out.num_recent = std::min({recent, row.num_tokens, policy.budget - out.num_sinks});
+  out.num_recent = std::min({recent, row.num_tokens, out.budget - out.num_sinks});
   out.variance = static_cast<VarianceTerm>(policy.variance_term);
   out.rank = static_cast<GroupRank>(policy.group_rank);
   // Both papers cut the last list's latest members; ours keeps them.
@@ -159,6 +168,26 @@ void StepPlan::FillRetrievalRow(int32_t r) {
   out.trim = paper ? TrimKeep::kEarliest : TrimKeep::kMostRecent;
   out.mass_target = policy.mass_target;
   out.block_table = block_tables_.data() + int64_t{r} * context_->max_pages();
+  if (row.state->kept != nullptr) FillKeptRow(r);
+  // More than there is costs room in the plan and changes nothing.
+  out.budget = std::min(out.budget, row.num_tokens);
+}
+
+void StepPlan::FillKeptRow(int32_t r) {
+  IndexedSequence& state = *rows_[r].state;
+  const KeptPrompt& kept = *state.kept;
+  RetrievalRow& out = retrieval_rows_[r];
+  // Where tokens are hidden the start range is the first slots of the kept cache, per head.
+  if (kept.num_kept() < kept.num_tokens()) out.num_sinks = 0;
+  if (state.policy.warm_up == 0) return;
+  const int32_t later = out.num_tokens - kept.num_tokens();
+  const bool closes = static_cast<int32_t>(state.closes.size()) == out.num_tokens
+                          ? state.closes.back() != 0
+                          : state.scanner.PendingCloses() != 0;
+  const int32_t num_queries = closes ? 0 : state.open_sentence.NumQueries(out.num_tokens);
+  if (num_queries > state.policy.warm_up) return;
+  out.budget = kept.num_kept() + later;
+  out.num_recent = later;
 }
 
 void StepPlan::MakeRuns() {
@@ -184,8 +213,11 @@ void StepPlan::ReserveRetrieval() {
   for (int32_t r = 0; r < num_rows_; ++r) {
     if (rows_[r].reason != SEMKV_ROW_SPARSE) continue;
     const IndexedSequence& state = *rows_[r].state;
-    max_lists = std::max<int64_t>(max_lists, state.index.max_lists());
-    max_views += int64_t{rows_[r].num_selections} * state.index.max_views();
+    const KeptPrompt* const kept = state.kept.get();
+    const int32_t kept_lists = kept != nullptr ? kept->max_lists() : 0;
+    const int32_t kept_views = kept != nullptr ? kept->max_views() : 0;
+    max_lists = std::max<int64_t>(max_lists, state.index.max_lists() + kept_lists);
+    max_views += int64_t{rows_[r].num_selections} * (state.index.max_views() + kept_views);
     mean_query |= state.policy.mean_query != 0;
     estimates_ |= state.policy.estimate_rest != 0;
   }

@@ -65,6 +65,8 @@ class StepPlan {
   size_t WorkspaceBytes() const;
   absl::Status PlanRow(int32_t r, semkv_sequence sequence, int32_t num_queries);
   void FillRetrievalRow(int32_t r);
+  // A row whose prompt is kept in part: fixed start range, warm-up steps.
+  void FillKeptRow(int32_t r);
   void MakeRuns();
   // Room for the views and scratch of this step's sequences. Grows with slack, so that steps
   // allocate only when lists have outgrown it.
@@ -74,6 +76,8 @@ class StepPlan {
   }
   absl::Status CheckArgs(int32_t layer, const semkv_attend_args& args) const;
   ScoreListsParams ScoreParams(const Run& run, const semkv_attend_args& args) const;
+  // Into the sequences' observation windows.
+  void RecordQueries(int32_t layer, const semkv_attend_args& args);
   // q of the run's rows: the caller's, or the running means where a policy asks for them.
   void UseMeanQueries(const Run& run, int32_t layer, const semkv_attend_args& args,
                       ScoreListsParams* score);
@@ -104,9 +108,10 @@ class StepPlan {
   int32_t selected_layer_ = -1;
   std::vector<ListsView> views_;
   std::vector<int32_t> view_begin_;
-  std::vector<int32_t> slots_;      // [max_rows * max_selections, max_budget]
-  std::vector<int32_t> positions_;  // same
-  std::vector<int32_t> counts_;     // [max_rows * max_selections]
+  std::vector<AlwaysTaken> always_;  // [max_rows * max_selections]
+  std::vector<int32_t> slots_;       // [max_rows * max_selections, max_budget]
+  std::vector<int32_t> positions_;   // same
+  std::vector<int32_t> counts_;      // [max_rows * max_selections]
   std::vector<uint8_t> retrieval_scratch_;
   std::vector<float>
       mean_queries_;  // [max_rows, num_heads, head_dim]; empty until a policy needs it

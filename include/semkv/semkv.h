@@ -115,7 +115,7 @@ enum {
   SEMKV_POLICY_PAGES = 4,    /* every page of 16 tokens a list, mean key (baseline) */
   SEMKV_POLICY_QUEST = 5,    /* the same with Quest's bound (baseline) */
   SEMKV_POLICY_WINDOW = 6,   /* sinks and recent tokens only (control) */
-  SEMKV_POLICY_SENTENCEKV = 7, /* SentenceKV's retrieval, nothing discarded (comparison) */
+  SEMKV_POLICY_SENTENCEKV = 7, /* SentenceKV as its paper and code have it (comparison) */
   SEMKV_POLICY_CLUSTERKV = 8,  /* ClusterKV as its paper has it (comparison) */
   SEMKV_NUM_POLICIES = 9
 };
@@ -130,7 +130,8 @@ typedef struct semkv_policy {
   uint32_t struct_size;
   int32_t kind;         /* SEMKV_POLICY_* */
   int32_t budget;       /* tokens attended per (row, KV head) and step, everything included: sinks,
-                           lists, recent, current; >= sinks + recent */
+                           lists, recent, current; >= sinks + recent. Exceeded only where
+                           open_beside or warm_up say so */
   int32_t sinks;        /* first tokens, always attended */
   int32_t recent;       /* last tokens, the current one included, always attended; >= 1 */
   int32_t min_context;  /* shorter rows are attended densely */
@@ -147,8 +148,20 @@ typedef struct semkv_policy {
   int32_t per_query_head;      /* 1: one selection per query head instead of per KV head */
   int32_t mean_query;          /* 1: rank with the mean query of the open sentence (SentenceKV) */
   int32_t estimate_rest;       /* 1: add an estimate of what was scored but not read */
-  float mass_target; /* in (0, 1): stop below the budget once the estimated share of the lists'
-                        attention mass reaches it; 0: always fill the budget */
+  float mass_target;      /* in (0, 1): stop below the budget once the estimated share of the lists'
+                             attention mass reaches it; 0: always fill the budget */
+  int32_t segment_tokens; /* tokens partitioned at once, in [1024, 65520]; default 8,192;
+                             clusterkv: 65,520, a whole prompt up to that length (offsets within a
+                             segment have 16 bits) */
+  int32_t open_beside;    /* 1: tokens in no list yet (an unfinished window) are attended beside the
+                             budget instead of inside it (ClusterKV) */
+  /* SentenceKV alone: */
+  float keep_factor; /* floor(keep_factor * budget) tokens of the prompt stay in reach per query
+                        head (the paper's r); 0: all. Needs options.query_window and
+                        per_query_head. What is out of reach is hidden, not freed */
+  int32_t warm_up;   /* steps with at most so many queries in the open sentence attend to all kept
+                        and all later tokens, whatever the budget (the paper's code: 1); a step whose
+                        own token closes its sentence has none; 0: no such steps */
 } semkv_policy;
 
 /* Errors: INVALID_ARGUMENT if kind is no policy. */
@@ -178,6 +191,9 @@ typedef struct semkv_options {
   int32_t num_threads;         /* 0: all cores */
   int32_t borrow_storage;      /* 1: the pool's memory is the engine's (semkv_register_kv) */
   int32_t prefix_sharing;      /* 1: equal prefixes of equal salt share pages (default) */
+  int32_t query_window; /* last queries remembered per sequence, layer and query head, as float32,
+                           from what semkv_attend is given: SentenceKV's observation window, 32 in
+                           the paper; at most 1024; 0 (default): none */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
@@ -224,8 +240,10 @@ SEMKV_EXPORT int semkv_sequence_create(semkv_context* context, uint64_t salt,
                                        semkv_sequence* sequence);
 /* Sets how the sequence is indexed and read from now on. Lists that the new policy would build
  * otherwise are dropped, call semkv_index again; another budget, for example, keeps them.
+ * (What sentencekv keeps depends on the budget.)
  * Errors: INVALID_ARGUMENT names the field and both numbers, for example a budget below sinks +
- * recent; FAILED_PRECONDITION if sentences are asked for without semkv_vocabulary_set. */
+ * recent; FAILED_PRECONDITION if sentences are asked for without semkv_vocabulary_set, or a
+ * keep_factor with options.query_window below policy.recent. */
 SEMKV_EXPORT int semkv_sequence_set_policy(semkv_context* context, semkv_sequence sequence,
                                            const semkv_policy* policy);
 /* Adopts the longest cached run of full pages that equals the beginning of `ids`, at most
@@ -295,12 +313,20 @@ typedef struct semkv_page_tag {
 SEMKV_EXPORT int semkv_pages_get_tag(semkv_context* context, int32_t page, semkv_page_tag* tag);
 
 /* Builds the inverted lists of every token appended so far, by the sequence's policy: segments of
- * 8,192 tokens, the last one partial. Call at the end of prefill. Lists that exist are kept.
- * Errors: NOT_FOUND; FAILED_PRECONDITION if storage is not registered. */
+ * policy.segment_tokens, the last one partial. Call at the end of prefill. Lists that exist are
+ * kept.
+ *
+ * With policy.keep_factor this call also decides which tokens stay in reach: by the queries of the
+ * last options.query_window tokens, which must have gone through semkv_attend in every layer, under
+ * whatever policy; a fork inherits its parent's. In the paper these end with the question: prefill
+ * it before this call. If they are the end of a document and the question comes later, what it asks
+ * for may be gone: that is the method.
+ * Errors: NOT_FOUND; FAILED_PRECONDITION if storage is not registered, or queries of the window are
+ * not known (both numbers are named). */
 SEMKV_EXPORT int semkv_index(semkv_context* context, semkv_sequence sequence);
 /* Folds tokens appended since the last call into the lists: closed sentences, windows of 320 tokens
  * for clusters, provisional page lists for the rest, so that no token is ever out of reach; after
- * 8,192 of them they are repartitioned as one segment. */
+ * policy.segment_tokens of them they are repartitioned as one segment. */
 SEMKV_EXPORT int semkv_observe(semkv_context* context, semkv_sequence sequence);
 
 /* ---- step ------------------------------------------------------------------------------------ */
@@ -322,7 +348,8 @@ enum {
 SEMKV_EXPORT const char* semkv_row_reason_name(int32_t reason);
 
 /* A plan holds what one step of up to `max_rows` rows needs, so that a step allocates nothing.
- * max_budget: largest budget of any row's policy. */
+ * max_budget: most tokens that any sparse row attends to, its policy's budget unless that may be
+ * exceeded. */
 SEMKV_EXPORT int semkv_plan_create(semkv_context* context, int32_t max_rows, int32_t max_budget,
                                    semkv_plan** plan);
 SEMKV_EXPORT void semkv_plan_destroy(semkv_plan* plan);
@@ -332,7 +359,8 @@ SEMKV_EXPORT int semkv_plan_workspace(semkv_plan* plan, size_t* bytes);
 SEMKV_EXPORT int semkv_plan_bind(semkv_plan* plan, void* workspace, size_t bytes);
 
 /* Decides, on the host, how each row is attended in this step: row r is sequences[r], whose last
- * num_queries[r] tokens (NULL: 1 each) are the step's queries.
+ * num_queries[r] tokens (NULL: 1 each) are the step's queries. A row that exceeds its budget
+ * (policy.open_beside, policy.warm_up) needs room in max_budget for what it attends to.
  * Errors: OUT_OF_RANGE beyond max_rows or max_budget; NOT_FOUND; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_plan_step(semkv_plan* plan, int32_t num_rows,
                                  const semkv_sequence* sequences, const int32_t* num_queries);
@@ -398,6 +426,8 @@ typedef struct semkv_sequence_info {
   int64_t num_lists;   /* over all layers, KV heads and partitions */
   int64_t index_bytes; /* semantic vectors, scales, variances, offsets and members */
   int64_t kv_bytes;    /* the sequence's KV in the pool's dtype */
+  int32_t num_hidden;  /* prompt tokens out of reach, per layer and query head (keep_factor) */
+  int32_t reserved;
 } semkv_sequence_info;
 SEMKV_EXPORT int semkv_sequence_info_get(semkv_context* context, semkv_sequence sequence,
                                          semkv_sequence_info* info);

@@ -80,6 +80,7 @@ absl::StatusOr<semkv_context*> CreateContext(const ModelConfig& config,
   semkv.max_sequences = options.max_sequences;
   semkv.max_sequence_tokens = options.max_sequence_tokens;
   semkv.num_threads = options.num_threads;
+  semkv.query_window = options.query_window;
   semkv_context* context = nullptr;
   SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_context_create(&semkv, &context)));
   return context;

@@ -27,8 +27,10 @@ struct EngineOptions {
   int32_t pool_tokens = 0;          // KV pool over all sequences; 0: max_sequence_tokens * 5 / 4
   int32_t max_sequences = 16;
   int32_t max_batch = 8;
-  int32_t max_budget = 4096;    // largest budget of any policy used, at most max_sequence_tokens
-  int32_t prefill_chunk = 512;  // tokens
+  int32_t max_budget = 4096;           // most tokens that any policy attends to in a step, at most
+                                       // max_sequence_tokens
+  int32_t query_window = 0;            // semkv_options.query_window
+  int32_t prefill_chunk = 512;         // tokens
   int32_t kv_dtype = SEMKV_DTYPE_F32;  // of the pool
 };
 

@@ -29,11 +29,13 @@ class DecodeAllocationTest : public ::testing::TestWithParam<int32_t> {
     options.num_pages = 256;
     options.max_sequence_tokens = 2048;
     options.num_threads = 2;
+    options.query_window = 32;
     ASSERT_EQ(semkv_context_create(&options, &context_), SEMKV_OK) << semkv_last_error();
     const char bytes[] = " word.";
     const int64_t offsets[] = {0, 5, 6};
     ASSERT_EQ(semkv_vocabulary_set(context_, 2, bytes, offsets), SEMKV_OK);
-    ASSERT_EQ(semkv_plan_create(context_, 1, 128, &plan_), SEMKV_OK);
+    // Warm-up steps of sentencekv attend to more than its budget.
+    ASSERT_EQ(semkv_plan_create(context_, 1, 1024, &plan_), SEMKV_OK);
     ASSERT_EQ(semkv_sequence_create(context_, 0, &sequence_), SEMKV_OK);
     semkv_policy policy;
     ASSERT_EQ(semkv_policy_init(&policy, GetParam()), SEMKV_OK);
@@ -62,11 +64,21 @@ class DecodeAllocationTest : public ::testing::TestWithParam<int32_t> {
   }
 
   void Prefill() {
+    const int32_t n = kPrompt;
     std::vector<int32_t> ids(kPrompt, 0), slots(kPrompt);
     for (int32_t t = 11; t < kPrompt; t += 12) ids[t] = 1;
     ASSERT_EQ(semkv_sequence_append(context_, sequence_, kPrompt, ids.data(), slots.data()),
               SEMKV_OK);
-    for (int32_t layer = 0; layer < kLayers; ++layer) Write(layer, 0, slots);
+    ASSERT_EQ(semkv_plan_step(plan_, 1, &sequence_, &n), SEMKV_OK) << semkv_last_error();
+    std::vector<float> q(int64_t{kPrompt} * kHeads * kDim, 0.1f), out(q.size());
+    semkv_attend_args args = {};
+    args.struct_size = sizeof(args);
+    args.q = q.data();
+    args.out = out.data();
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      Write(layer, 0, slots);
+      ASSERT_EQ(semkv_attend(plan_, layer, &args), SEMKV_OK) << semkv_last_error();
+    }
     ASSERT_EQ(semkv_index(context_, sequence_), SEMKV_OK) << semkv_last_error();
   }
 

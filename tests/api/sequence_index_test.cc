@@ -194,7 +194,8 @@ TEST_F(SequenceIndexTest, WindowsDoNotTouchWhatStands) {
 }
 
 TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsASegment) {
-  const int32_t length = 500 + kMaxSegmentTokens + 100;
+  const int32_t segment = SmallPolicy(SEMKV_POLICY_HYBRID).segment_tokens;
+  const int32_t length = 500 + segment + 100;
   Fill(length, 6);
   IndexFixture fixture = Make(SEMKV_POLICY_HYBRID);
   fixture.Index(500, closes_.data());
@@ -202,7 +203,7 @@ TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsASegment) {
   EXPECT_EQ(fixture.progress().repartitions, 1);
   for (int32_t partition : {0, 1}) {
     const std::map<int32_t, int> times = Coverage(fixture.index(), 0, partition);
-    for (int32_t t = 16; t < 500 + kMaxSegmentTokens; ++t) {
+    for (int32_t t = 16; t < 500 + segment; ++t) {
       ASSERT_TRUE(times.contains(t));
       EXPECT_EQ(times.at(t), 1);
     }

@@ -117,7 +117,7 @@ TEST(SentencePartitionerTest, RandomFlagsKeepTheContract) {
 
 TEST(PagePartitionerTest, EveryPageIsAList) {
   PartitionInput input;
-  for (int32_t num_tokens : {0, 1, 15, 16, 17, kMaxSegmentTokens}) {
+  for (int32_t num_tokens : {0, 1, 15, 16, 17, 8192, kMaxPartitionTokens}) {
     input.num_tokens = num_tokens;
     Lists lists;
     ASSERT_TRUE((*MakePagePartitioner(16))->Partition(input, &lists).ok());
@@ -136,7 +136,7 @@ TEST(PartitionerTest, RefusesBadOptionsAndInputs) {
   EXPECT_EQ(MakeClusterPartitioner(options).status().code(), kInvalid);
   Lists lists;
   PartitionInput input;
-  input.num_tokens = kMaxSegmentTokens + 1;
+  input.num_tokens = kMaxPartitionTokens + 1;
   EXPECT_EQ((*MakePagePartitioner(16))->Partition(input, &lists).code(), kInvalid);
   input.num_tokens = 4;
   EXPECT_EQ((*MakeSentencePartitioner({}))->Partition(input, &lists).code(), kInvalid);

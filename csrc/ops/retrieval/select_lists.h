@@ -1,9 +1,10 @@
 // Takes lists in descending order of key (ties: lower list id first) until the row's budget is
 // exactly filled, and writes the tokens taken as position slots:
 //
-//   taken = sinks + recent + lists; a token already taken is not counted again (a bitmap per row
-//   and selection), so lists of two partitions can be ranked jointly and each token is attended
-//   once; the last list is trimmed to the exact budget, its most recent (or earliest) members kept.
+//   taken = sinks + recent + always + lists; a token already taken is not counted again (a bitmap
+//   per row and selection), so lists of two partitions can be ranked jointly and each token is
+//   attended once; the last list is trimmed to the exact budget, its most recent (or earliest)
+//   members kept.
 //
 // Excluded tokens of a view (a key that is not finite) are never taken, not even as sinks or
 // recent.
@@ -32,6 +33,12 @@
 
 namespace semkv {
 
+// Tokens of one (row, selection) that are always taken, beside the row's sinks and recent ones.
+struct AlwaysTaken {
+  const int32_t* positions = nullptr;  // [count], each below the row's num_tokens
+  int32_t count = 0;
+};
+
 struct SelectListsParams {
   int32_t num_rows = 0;
   int32_t num_selections = 0;
@@ -41,6 +48,8 @@ struct SelectListsParams {
   const RetrievalRow* rows = nullptr;   // [num_rows]
   const ListsView* views = nullptr;     // as in ScoreListsParams
   const int32_t* view_begin = nullptr;  // [num_rows * num_selections + 1]
+  const AlwaysTaken* always = nullptr;  // [num_rows * num_selections]; null: none. Inside the
+                                        // budget: what does not fit it is left out
   const float* keys = nullptr;          // [num_rows, num_selections, keys_stride]; < 0 or not a
                                         // number: never taken
   int64_t keys_stride = 0;

@@ -88,6 +88,7 @@ class Selector {
         views_(params.views + params.view_begin[task]),
         num_views_(params.view_begin[task + 1] - params.view_begin[task]),
         heads_(params.heads_per_selection),
+        always_(params.always != nullptr ? params.always[task] : AlwaysTaken()),
         scratch_(workspace, row_.num_tokens, CountLists(views_, num_views_)) {
     LoadLists(keys);
   }
@@ -167,6 +168,9 @@ class Selector {
   void Fill() {
     remaining_ = row_.budget - MarkRange(0, std::min(row_.num_sinks, row_.num_tokens));
     remaining_ -= MarkRange(std::max(row_.num_tokens - row_.num_recent, 0), row_.num_tokens);
+    for (int32_t i = 0; i < always_.count && remaining_ > 0; ++i) {
+      remaining_ -= Mark(always_.positions[i]);
+    }
     if (remaining_ <= 0) return;
     // A token is in at most one list of each of two partitions, so lists of twice the tokens that
     // are left fill the budget; unless some were taken before, and then the rest follows.
@@ -336,6 +340,7 @@ class Selector {
   const ListsView* const views_;
   const int32_t num_views_;
   const int32_t heads_;
+  const AlwaysTaken always_;
   const SelectScratch scratch_;
   int32_t remaining_ = 0;
   double mass_ = 0;

@@ -46,6 +46,10 @@ std::set<int32_t> TakePositions(const SelectListsParams& p, int64_t task) {
     const bool always = t < row.num_sinks || t >= row.num_tokens - row.num_recent;
     if (always && !excluded.contains(t)) taken.insert(t);
   }
+  const AlwaysTaken always = p.always != nullptr ? p.always[task] : AlwaysTaken();
+  for (int32_t i = 0; i < always.count && static_cast<int32_t>(taken.size()) < row.budget; ++i) {
+    if (!excluded.contains(always.positions[i])) taken.insert(always.positions[i]);
+  }
   double mass = 0;
   for (const RankedList& ranked : RankLists(p, task)) {
     if (static_cast<int32_t>(taken.size()) >= row.budget) break;

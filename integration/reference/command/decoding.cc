@@ -162,12 +162,17 @@ absl::StatusOr<OwnedSequence> ForkSequence(semkv_context* context, semkv_sequenc
 absl::StatusOr<OwnedSequence> ForkUnderPolicy(semkv_context* context, semkv_sequence parent,
                                               const semkv_policy& policy, double* index_ms) {
   SEMKV_ASSIGN_OR_RETURN(OwnedSequence sequence, ForkSequence(context, parent));
-  SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_sequence_set_policy(context, sequence.id(), &policy)));
   const auto start = std::chrono::steady_clock::now();
-  SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_index(context, sequence.id())));
+  SEMKV_RETURN_IF_ERROR(PutUnderPolicy(context, sequence.id(), policy));
   const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
   if (index_ms != nullptr) *index_ms = time.count();
   return sequence;
+}
+
+absl::Status PutUnderPolicy(semkv_context* context, semkv_sequence sequence,
+                            const semkv_policy& policy) {
+  SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_sequence_set_policy(context, sequence, &policy)));
+  return SemkvStatus(semkv_index(context, sequence));
 }
 
 absl::StatusOr<semkv_stats> ReadStats(semkv_context* context) {

@@ -45,10 +45,12 @@ class OwnedSequence {
 // An empty sequence under the dense policy.
 absl::StatusOr<OwnedSequence> CreateDenseSequence(semkv_context* context);
 absl::StatusOr<OwnedSequence> ForkSequence(semkv_context* context, semkv_sequence parent);
-// A fork that is read under `policy`, its inverted lists built. `index_ms`: wall time of that; may
-// be null.
+// PutUnderPolicy of a fork. `index_ms`: wall time of building its lists; may be null.
 absl::StatusOr<OwnedSequence> ForkUnderPolicy(semkv_context* context, semkv_sequence parent,
                                               const semkv_policy& policy, double* index_ms);
+// Reads `sequence` under `policy` from now on, its inverted lists built.
+absl::Status PutUnderPolicy(semkv_context* context, semkv_sequence sequence,
+                            const semkv_policy& policy);
 absl::StatusOr<semkv_stats> ReadStats(semkv_context* context);
 
 KvGeometry GeometryOf(const reference::ModelConfig& config, int32_t kv_dtype);

@@ -86,10 +86,16 @@ class EvaluationSession {
   absl::Status EvaluatePolicy(const TokenizedDocument& document,
                               const std::vector<ForcedResult>& dense, semkv_sequence prefilled,
                               int32_t kind);
-  // Every question after `parent`, in batches; what was read goes to `cell`.
+  // Every question after `parent`, in batches; what was read goes to `cell`. With
+  // `question_policy` the questions are prefilled (PrefillQuestion), else decoded.
   absl::StatusOr<std::vector<ForcedResult>> FeedAll(const TokenizedDocument& document,
                                                     semkv_sequence parent, int32_t budget,
-                                                    const ForcedOptions& forced, Cell* cell);
+                                                    const ForcedOptions& forced,
+                                                    const semkv_policy* question_policy,
+                                                    Cell* cell);
+  // Prefills the question into `sequence`, which holds the document, and puts both under `policy`.
+  absl::StatusOr<ForcedRow> PrefillQuestion(const TokenizedQuestion& question,
+                                            semkv_sequence sequence, const semkv_policy& policy);
   semkv_context* context() const { return engine_->context(); }
 
   const EvaluateOptions& options_;
@@ -147,6 +153,12 @@ absl::Status EvaluationSession::Load() {
     longest_tail = std::max(longest_tail, longest - static_cast<int32_t>(tokenized.ids.size()));
     for (double fraction : options_.budget_fractions) {
       engine.max_budget = std::max(engine.max_budget, tokenized.Budget(fraction));
+      for (int32_t kind : options_.policies) {
+        SEMKV_ASSIGN_OR_RETURN(const semkv_policy policy,
+                               MakePolicy(kind, tokenized.Budget(fraction), options_.overrides));
+        engine.max_budget = std::max(engine.max_budget, MostAttended(policy, longest));
+        engine.query_window = std::max(engine.query_window, QueryWindow(policy));
+      }
     }
     documents_.push_back(std::move(tokenized));
   }
@@ -155,33 +167,50 @@ absl::Status EvaluationSession::Load() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<ForcedRow> EvaluationSession::PrefillQuestion(const TokenizedQuestion& question,
+                                                             semkv_sequence sequence,
+                                                             const semkv_policy& policy) {
+  // The last token is decoded: its step gives the logits of the answer's first.
+  const absl::Span<const int32_t> ids = question.question;
+  const size_t ahead = ids.size() - 1;
+  if (ahead > 0) SEMKV_RETURN_IF_ERROR(engine_->Prefill(sequence, ids.first(ahead), {}));
+  SEMKV_RETURN_IF_ERROR(PutUnderPolicy(context(), sequence, policy));
+  return ForcedRow{sequence, ids.subspan(ahead), question.answer};
+}
+
 absl::StatusOr<std::vector<ForcedResult>> EvaluationSession::FeedAll(
     const TokenizedDocument& document, semkv_sequence parent, int32_t budget,
-    const ForcedOptions& forced, Cell* cell) {
-  SEMKV_ASSIGN_OR_RETURN(const semkv_stats before, ReadStats(context()));
+    const ForcedOptions& forced, const semkv_policy* question_policy, Cell* cell) {
   std::vector<ForcedResult> all;
-  int64_t num_steps = 0, context_tokens = 0;
   const size_t batch = engine_->options().max_batch;
   for (size_t first = 0; first < document.questions.size(); first += batch) {
     std::vector<OwnedSequence> forks;
     std::vector<ForcedRow> rows;
     for (size_t q = first; q < std::min(first + batch, document.questions.size()); ++q) {
       SEMKV_ASSIGN_OR_RETURN(OwnedSequence fork, ForkSequence(context(), parent));
-      rows.push_back({fork.id(), document.questions[q].question, document.questions[q].answer});
+      ForcedRow row = {fork.id(), document.questions[q].question, document.questions[q].answer};
+      if (question_policy != nullptr) {
+        SEMKV_ASSIGN_OR_RETURN(row,
+                               PrefillQuestion(document.questions[q], fork.id(), *question_policy));
+      }
+      rows.push_back(row);
       forks.push_back(std::move(fork));
     }
+    // After the questions' prefill, which is dense and no step of the policy.
+    SEMKV_ASSIGN_OR_RETURN(const semkv_stats before, ReadStats(context()));
     SEMKV_ASSIGN_OR_RETURN(std::vector<ForcedResult> results,
                            FeedForced(engine_.get(), rows, forced));
+    SEMKV_ASSIGN_OR_RETURN(const semkv_stats after, ReadStats(context()));
+    int64_t num_steps = 0, context_tokens = 0;
     for (ForcedResult& result : results) {
       num_steps += result.num_steps;
       context_tokens += result.context_tokens;
       all.push_back(std::move(result));
     }
+    const KvGeometry geometry = GeometryOf(engine_->config(), options_.model.kv_dtype);
+    cell->AddReads(SummarizeReads(before, after, geometry, num_steps, context_tokens), budget,
+                   num_steps);
   }
-  SEMKV_ASSIGN_OR_RETURN(const semkv_stats after, ReadStats(context()));
-  const KvGeometry geometry = GeometryOf(engine_->config(), options_.model.kv_dtype);
-  cell->AddReads(SummarizeReads(before, after, geometry, num_steps, context_tokens), budget,
-                 num_steps);
   return all;
 }
 
@@ -201,7 +230,9 @@ absl::Status EvaluationSession::EvaluatePolicy(const TokenizedDocument& document
     cell.index_share += static_cast<double>(info.index_bytes) / static_cast<double>(info.kv_bytes);
     SEMKV_ASSIGN_OR_RETURN(
         const std::vector<ForcedResult> results,
-        FeedAll(document, indexed.id(), budget, {/*measure_mass=*/true, {}}, &cell));
+        options_.prefill_question
+            ? FeedAll(document, prefilled, budget, {/*measure_mass=*/true, {}}, &policy, &cell)
+            : FeedAll(document, indexed.id(), budget, {/*measure_mass=*/true, {}}, nullptr, &cell));
     for (size_t q = 0; q < results.size(); ++q) {
       cell.AddVerdict(Judge(document.questions[q].answer, dense[q].logits, results[q].logits));
       cell.captured_mass.insert(cell.captured_mass.end(), results[q].captured_mass.begin(),
@@ -215,8 +246,9 @@ absl::Status EvaluationSession::EvaluateDocument(const TokenizedDocument& docume
   SEMKV_ASSIGN_OR_RETURN(const OwnedSequence prefilled, CreateDenseSequence(context()));
   SEMKV_RETURN_IF_ERROR(engine_->Prefill(prefilled.id(), document.ids, {}));
   Cell& cell = cells_[{document.kind, document.context, 1.0, "dense"}];
-  SEMKV_ASSIGN_OR_RETURN(const std::vector<ForcedResult> dense,
-                         FeedAll(document, prefilled.id(), document.LongestSequence(), {}, &cell));
+  SEMKV_ASSIGN_OR_RETURN(
+      const std::vector<ForcedResult> dense,
+      FeedAll(document, prefilled.id(), document.LongestSequence(), {}, nullptr, &cell));
   for (size_t q = 0; q < dense.size(); ++q) {
     cell.AddVerdict(Judge(document.questions[q].answer, dense[q].logits, dense[q].logits));
   }

@@ -126,6 +126,10 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
                   "stop below the budget once this estimated share of the attention mass is read; "
                   "0: always fill the budget [0]")
       ->check(CLI::Range(0.0, 0.999999));
+  app->add_option("--keep-factor", overrides->keep_factor,
+                  "of sentencekv: how many budgets of the document's tokens stay in reach; 0: all "
+                  "[3]")
+      ->check(CLI::Range(0.0, 1024.0));
   app->add_flag("--estimate-rest", overrides->estimate_rest,
                 "add an estimate of what was scored but not read");
 }
@@ -179,6 +183,9 @@ void AddEvaluateOptions(CLI::App* app, EvaluateOptions* evaluate, Raw* raw) {
       ->check(CLI::Range(1e-6, 1.0))
       ->allow_extra_args(false);
   AddPolicyOptions(app, &evaluate->overrides, raw);
+  app->add_flag("--prefill-question", evaluate->prefill_question,
+                "prefill the question too and index once per question, as SentenceKV's authors do; "
+                "otherwise lists know the document alone and the question is decoded");
   app->add_option("--json", evaluate->json_file, "write the table's numbers there");
 }
 
@@ -266,6 +273,9 @@ absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
   policy.dense_layers = overrides.dense_layers.value_or(policy.dense_layers);
   policy.cluster_size = overrides.cluster_size.value_or(policy.cluster_size);
   policy.mass_target = overrides.mass_target.value_or(policy.mass_target);
+  if (kind == SEMKV_POLICY_SENTENCEKV) {
+    policy.keep_factor = overrides.keep_factor.value_or(policy.keep_factor);
+  }
   policy.force_sparse = overrides.force_sparse ? 1 : 0;
   policy.estimate_rest = overrides.estimate_rest ? 1 : 0;
   const int64_t always = static_cast<int64_t>(policy.sinks) + policy.recent;
@@ -275,6 +285,19 @@ absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
                                                    " recent tokens = ", always));
   }
   return policy;
+}
+
+int32_t MostAttended(const semkv_policy& policy, int32_t max_tokens) {
+  // SentenceKV's warm-up steps read what it keeps and all later tokens, however many those are.
+  if (policy.keep_factor > 0.0f && policy.warm_up > 0) return max_tokens;
+  constexpr int32_t kWindowTokens = 320;  // ClusterKV's window of decoded tokens
+  const int32_t beside = policy.open_beside != 0 ? kWindowTokens : 0;
+  return static_cast<int32_t>(std::min<int64_t>(int64_t{policy.budget} + beside, max_tokens));
+}
+
+int32_t QueryWindow(const semkv_policy& policy) {
+  constexpr int32_t kPaperWindow = 32;
+  return policy.keep_factor > 0.0f ? kPaperWindow : 0;
 }
 
 std::string AskWith(absl::string_view question_template, absl::string_view question) {

@@ -26,6 +26,7 @@ struct PolicyOverrides {
   std::optional<int32_t> dense_layers;
   std::optional<int32_t> cluster_size;
   std::optional<float> mass_target;
+  std::optional<float> keep_factor;  // of sentencekv only
   bool force_sparse = false;
   bool estimate_rest = false;
 };
@@ -59,7 +60,8 @@ struct EvaluateOptions {
   std::vector<double> budget_fractions;
   std::vector<int32_t> policies;  // SEMKV_POLICY_*, without dense, which is always evaluated
   PolicyOverrides overrides;
-  std::string json_file;  // may be empty
+  bool prefill_question = false;  // index what ends with the question, not the document alone
+  std::string json_file;          // may be empty
 };
 
 // Text to print instead of working: help or the version.
@@ -77,6 +79,12 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
 // Errors: INVALID_ARGUMENT if the budget is below sinks + recent (names all numbers).
 absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
                                         const PolicyOverrides& overrides);
+
+// The most tokens that a row of `policy` attends to in a step of a sequence of `max_tokens`: the
+// budget, unless the policy exceeds it (EngineOptions::max_budget).
+int32_t MostAttended(const semkv_policy& policy, int32_t max_tokens);
+// How many last queries `policy` wants remembered (EngineOptions::query_window).
+int32_t QueryWindow(const semkv_policy& policy);
 
 // The question in its template: "{}" is replaced.
 std::string AskWith(absl::string_view question_template, absl::string_view question);

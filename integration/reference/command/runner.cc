@@ -110,8 +110,11 @@ absl::Status RunSession::Load() {
   engine.pool_tokens = 2 * MaxSequenceTokens() - context_tokens + kForkTokens;
   engine.max_budget = context_tokens / 2;
   for (int32_t kind : options_.policies) {
-    SEMKV_ASSIGN_OR_RETURN(const semkv_policy policy, PolicyOf(kind));
-    engine.max_budget = std::max(engine.max_budget, policy.budget);
+    SEMKV_ASSIGN_OR_RETURN(semkv_policy policy, PolicyOf(kind));
+    // The sweep reads up to half of the context.
+    policy.budget = std::max(policy.budget, context_tokens / 2);
+    engine.max_budget = std::max(engine.max_budget, MostAttended(policy, MaxSequenceTokens()));
+    engine.query_window = std::max(engine.query_window, QueryWindow(policy));
   }
   SEMKV_ASSIGN_OR_RETURN(engine_, reference::Engine::Load(directory, engine));
 

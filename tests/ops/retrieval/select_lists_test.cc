@@ -107,6 +107,43 @@ TEST_P(RetrieveCaseTest, FillsTheBudgetWithoutATokenTwice) {
   }
 }
 
+TEST_P(RetrieveCaseTest, TokensThatAreAlwaysTakenComeBeforeLists) {
+  RetrievalCase c = GetParam();
+  RetrievalInput input(c, 5);
+  ScoreListsReference(input.Score());
+  SelectListsParams p = input.Select();
+  // Every seventh token, more than some budgets hold.
+  std::vector<int32_t> sevenths(3000 / 7);
+  for (size_t i = 0; i < sevenths.size(); ++i) sevenths[i] = static_cast<int32_t>(7 * i);
+  std::vector<AlwaysTaken> always(input.num_tasks());
+  for (int64_t task = 0; task < input.num_tasks(); ++task) {
+    const int32_t context = c.contexts[task / c.num_selections];
+    always[task] = {sevenths.data(), std::min<int32_t>(context / 7, 5 + 40 * (task % 3))};
+  }
+  p.always = always.data();
+  Poison(input);
+  SelectListsReference(p);
+  const Selected expected = Output(input);
+  ForEachTarget([&] {
+    Poison(input);
+    ThreadPool pool(2);
+    std::vector<uint8_t> workspace(
+        SelectListsWorkspaceBytes(input.max_row_tokens(), input.max_lists(), 2));
+    SelectListsHost(p, workspace.data(), workspace.size(), pool);
+    EXPECT_EQ(Output(input), expected);
+  });
+  for (int64_t task = 0; task < input.num_tasks(); ++task) {
+    EXPECT_LE(expected.counts[task], c.budget);
+    const int32_t* const first = expected.positions.data() + task * input.slots_stride();
+    const int32_t* const end = first + expected.counts[task];
+    const int32_t room = c.budget - input.rows()[task / c.num_selections].num_sinks -
+                         input.rows()[task / c.num_selections].num_recent;
+    for (int32_t i = 0; i < std::min(always[task].count, room); ++i) {
+      EXPECT_TRUE(std::binary_search(first, end, sevenths[i])) << sevenths[i];
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, RetrieveCaseTest, ::testing::ValuesIn(RetrievalCases()),
                          [](const auto& info) { return info.param.name; });
 
