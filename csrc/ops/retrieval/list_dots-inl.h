@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/ops/retrieval/dots_vnni.h"
 #include "csrc/ops/retrieval/retrieval_tasks.h"
 
 #if defined(SEMKV_OPS_RETRIEVAL_LIST_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -193,26 +194,60 @@ HWY_INLINE void DotBlockFloat(const typename Lists::T* const* lists, const float
   }
 }
 
+// Lists `first` to `first + count` of a view.
+struct ListRange {
+  int32_t first;
+  int32_t count;
+};
+
 // kHeadDim: 0, or head_dim known to the compiler, whose loop over channels then vanishes.
 template <int kHeads, int kHeadDim, class D16>
-HWY_INLINE void DotViewInt8(D16 d16, const ListsView& view, const int16_t* queries,
-                            int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotRangeInt8(D16 d16, const int8_t* centroids, int32_t count,
+                             const int16_t* queries, int32_t head_dim, float* dots,
+                             int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
-  const RowBlocks<int8_t> rows(view.centroids, head_dim, view.nlist);
+  const RowBlocks<int8_t> rows(centroids, head_dim, count);
   const int8_t* lists[kBlockLists];
-  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
+  for (int32_t i = 0; i < count; i += kBlockLists) {
     rows.Point(i, lists);
     DotBlockInt8<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
   }
 }
 
+// Whether the heads of a selection, kVnniHeads at a time, are served by DotsVnni.
+inline bool UsesVnni(int32_t head_dim) {
+  return HWY_TARGET == HWY_AVX3 && head_dim % kVnniChannels == 0 && HasVnni();
+}
+
+template <int kHeads>
+HWY_INLINE void DotRangeOfAnyInt8(const int8_t* centroids, int32_t count, const QueryScratch& query,
+                                  int32_t head, int32_t head_dim, float* dots, int64_t stride) {
+  if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
+    DotsVnni(centroids, count, query.query_vnni + head * VnniQueryElements(head_dim), head_dim,
+             dots, stride);
+    return;
+  }
+  const hn::ScalableTag<int16_t> d16;
+  const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
+  if (head_dim == 128) {
+    DotRangeInt8<kHeads, 128>(d16, centroids, count, queries, head_dim, dots, stride);
+  } else if (head_dim % hn::Lanes(d16) == 0) {
+    DotRangeInt8<kHeads, 0>(d16, centroids, count, queries, head_dim, dots, stride);
+  } else {  // an odd multiple of 16 with vectors of 32
+    const hn::CappedTag<int16_t, 16> d16_half;
+    DotRangeInt8<kHeads, 0>(d16_half, centroids, count, queries, head_dim, dots, stride);
+  }
+}
+
 template <int kHeads, class Lists>
-HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const float* queries,
-                             int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotRangeFloat(const ListsView& view, ListRange range, int32_t rows_per_list,
+                              const float* queries, int32_t head_dim, float* dots, int64_t stride) {
   using T = typename Lists::T;
-  const RowBlocks<T> rows(view.centroids, int64_t{rows_per_list} * head_dim, view.nlist);
+  const int64_t row_elements = int64_t{rows_per_list} * head_dim;
+  const RowBlocks<T> rows(static_cast<const T*>(view.centroids) + range.first * row_elements,
+                          row_elements, range.count);
   const T* lists[kBlockLists];
-  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
+  for (int32_t i = 0; i < range.count; i += kBlockLists) {
     rows.Point(i, lists);
     DotBlockFloat<kHeads, Lists>(lists, queries, head_dim, dots + i, stride);
   }
@@ -220,45 +255,41 @@ HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const
 
 // dots[h * stride + i], h in [0, kHeads): without center, scale of the list or step of the query.
 template <int kHeads>
-HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query, int32_t head,
-                               int32_t head_dim, float* dots, int64_t stride) {
-  const hn::ScalableTag<int16_t> d16;
+HWY_INLINE void DotRangeOfHeads(const ListsView& view, ListRange range, const QueryScratch& query,
+                                int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   const float* const queries = query.query + int64_t{head} * head_dim;
-  const int16_t* const queries_int16 = query.query_int16 + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      if (head_dim == 128) {
-        DotViewInt8<kHeads, 128>(d16, view, queries_int16, head_dim, dots, stride);
-      } else if (head_dim % hn::Lanes(d16) == 0) {
-        DotViewInt8<kHeads, 0>(d16, view, queries_int16, head_dim, dots, stride);
-      } else {  // an odd multiple of 16 with vectors of 32
-        DotViewInt8<kHeads, 0>(hn::CappedTag<int16_t, 16>(), view, queries_int16, head_dim, dots,
-                               stride);
-      }
+      DotRangeOfAnyInt8<kHeads>(
+          static_cast<const int8_t*>(view.centroids) + int64_t{range.first} * head_dim, range.count,
+          query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kBFloat16:
-      DotViewFloat<kHeads, BFloat16Lists>(view, 1, queries, head_dim, dots, stride);
+      DotRangeFloat<kHeads, BFloat16Lists>(view, range, 1, queries, head_dim, dots, stride);
       return;
     case CentroidForm::kFloat32:
-      DotViewFloat<kHeads, Float32Lists>(view, 1, queries, head_dim, dots, stride);
+      DotRangeFloat<kHeads, Float32Lists>(view, range, 1, queries, head_dim, dots, stride);
       return;
     case CentroidForm::kBounds:
-      DotViewFloat<kHeads, BoundsLists>(view, 2, queries, head_dim, dots, stride);
+      DotRangeFloat<kHeads, BoundsLists>(view, range, 2, queries, head_dim, dots, stride);
       return;
   }
 }
 
-// The same for every head of the selection. dots may be written up to kBlockLists - 1 past nlist.
-inline void DotView(const ListsView& view, const QueryScratch& query, int32_t heads,
-                    int32_t head_dim, float* dots, int64_t stride) {
+// The same for every head of the selection; list range.first + i at dots[h * stride + i]. dots may
+// be written up to kVnniLists - 1 past range.count.
+inline void DotRange(const ListsView& view, ListRange range, const QueryScratch& query,
+                     int32_t heads, int32_t head_dim, float* dots, int64_t stride) {
   int32_t h = 0;
   for (; h + kBlockHeads <= heads; h += kBlockHeads) {
-    DotViewOfHeads<kBlockHeads>(view, query, h, head_dim, dots + h * stride, stride);
+    DotRangeOfHeads<kBlockHeads>(view, range, query, h, head_dim, dots + h * stride, stride);
   }
   for (; h + 2 <= heads; h += 2) {
-    DotViewOfHeads<2>(view, query, h, head_dim, dots + h * stride, stride);
+    DotRangeOfHeads<2>(view, range, query, h, head_dim, dots + h * stride, stride);
   }
-  if (h < heads) DotViewOfHeads<1>(view, query, h, head_dim, dots + h * stride, stride);
+  if (h < heads) {
+    DotRangeOfHeads<1>(view, range, query, h, head_dim, dots + h * stride, stride);
+  }
 }
 
 inline float DotFloat(const float* a, const float* b, int32_t head_dim) {
@@ -323,8 +354,12 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
     LoadQueryHead(p.q, p.q_dtype, task / p.num_selections * p.q_row + (first_head + h) * p.q_head,
                   p.head_dim, query);
     out.square_norm[h] = DotFloat(query, query, p.head_dim);
-    out.int16_step[h] =
-        QuantizeQueryHead(query, p.head_dim, out.query_int16 + int64_t{h} * p.head_dim);
+    int16_t* const query_int16 = out.query_int16 + int64_t{h} * p.head_dim;
+    out.int16_step[h] = QuantizeQueryHead(query, p.head_dim, query_int16);
+    if (UsesVnni(p.head_dim)) {
+      SplitQueryForVnni(query_int16, p.head_dim,
+                        out.query_vnni + h * VnniQueryElements(p.head_dim));
+    }
     if (std::isnan(out.int16_step[h])) std::fill(query, query + p.head_dim, out.int16_step[h]);
   }
 }

@@ -19,7 +19,6 @@
 #define HWY_TARGET_INCLUDE "csrc/ops/retrieval/score_lists_host.cc"
 #include <hwy/foreach_target.h>  // before highway.h and every -inl.h
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 #include "csrc/ops/retrieval/list_dots-inl.h"
 // clang-format on
 
@@ -69,6 +68,29 @@ HWY_INLINE VF LoadSizes(DF df, const uint16_t* offsets) {
   return hn::ConvertTo(df, hn::Sub(end, begin));
 }
 
+// ln x for finite x >= 1 within 1e-6 of its value or of 1; exactly 0 for 1. Highway's divides.
+HWY_INLINE VF LogOfSize(DF df, VF x) {
+  const hn::RebindToSigned<DF> d32;
+  // x = 2^exponent * (1 + f), 2/3 <= 1 + f < 4/3.
+  const auto bits = hn::BitCast(d32, x);
+  const auto above = hn::Sub(bits, hn::Set(d32, 0x3f2aaaab));
+  const auto exponent = hn::And(above, hn::Set(d32, static_cast<int32_t>(0xff800000u)));
+  const VF f = hn::Sub(hn::BitCast(df, hn::Sub(bits, exponent)), hn::Set(df, 1.0f));
+  const VF exponents = hn::Mul(hn::ConvertTo(df, exponent), hn::Set(df, 1.19209290e-7f));
+  // Minimax polynomial of ln(1 + f), even and odd terms apart: N. Juffa, "fast logf".
+  const VF s = hn::Mul(f, f);
+  VF even = hn::MulAdd(hn::Set(df, -0.130310059f), s, hn::Set(df, -0.121483512f));
+  VF odd = hn::MulAdd(hn::Set(df, 0.140869141f), s, hn::Set(df, 0.139814854f));
+  even = hn::MulAdd(even, s, hn::Set(df, -0.166846126f));
+  odd = hn::MulAdd(odd, s, hn::Set(df, 0.200120345f));
+  even = hn::MulAdd(even, s, hn::Set(df, -0.249996200f));
+  VF r = hn::MulAdd(odd, f, even);
+  r = hn::MulAdd(r, f, hn::Set(df, 0.333331972f));
+  r = hn::MulAdd(r, f, hn::Set(df, -0.5f));
+  r = hn::MulAdd(r, s, f);
+  return hn::MulAdd(exponents, hn::Set(df, 0.693147182f), r);
+}
+
 template <VarianceTerm kTerm>
 HWY_INLINE VarianceOfLists LoadVariances(DF df, const float* variances, VF sizes) {
   VarianceOfLists out = {hn::Zero(df), hn::Zero(df), hn::Zero(df)};
@@ -76,7 +98,7 @@ HWY_INLINE VarianceOfLists LoadVariances(DF df, const float* variances, VF sizes
   const VF variance = hn::LoadU(df, variances);
   out.half = hn::Mul(variance, hn::Set(df, 0.5f));
   if constexpr (kTerm == VarianceTerm::kBounded) {
-    out.log_size = hn::Log(df, hn::Max(sizes, hn::Set(df, 1.0f)));
+    out.log_size = LogOfSize(df, hn::Max(sizes, hn::Set(df, 1.0f)));
     out.root = hn::Sqrt(hn::Mul(hn::Add(variance, variance), out.log_size));
   }
   return out;
@@ -90,6 +112,16 @@ HWY_INLINE VF AddVariance(DF df, VF score, const VarianceOfLists& of, float spre
   if constexpr (kTerm == VarianceTerm::kHalf) return hn::Add(score, half);
   const VF linear = hn::MulSub(of.root, hn::Set(df, root_spread), of.log_size);
   return hn::Add(score, hn::IfThenElse(hn::Le(half, of.log_size), half, linear));
+}
+
+// Lists marked in `dead` score -inf with every head and weigh nothing.
+HWY_INLINE void BuryLists(hn::Mask<DF> dead, int32_t heads, int64_t i, const ScoreScratch& s) {
+  const DF df;
+  for (int32_t h = 0; h < heads; ++h) {
+    float* const at = s.scores + h * s.stride + i;
+    hn::StoreU(hn::IfThenElse(dead, hn::Set(df, -kInfinity), hn::LoadU(df, at)), df, at);
+  }
+  hn::StoreU(hn::IfThenZeroElse(dead, hn::LoadU(df, s.sizes + i)), df, s.sizes + i);
 }
 
 // Turns the dots of one vector of lists at `i` into scores, for every query head.
@@ -109,29 +141,57 @@ HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t partition, int32_t he
     dead = hn::Or(dead, hn::IsNaN(score));
     hn::StoreU(score, df, at);
   }
-  hn::StoreU(hn::IfThenZeroElse(dead, sizes), df, s.sizes + i);
-  for (int32_t h = 0; h < heads; ++h) {
-    float* const at = s.scores + h * s.stride + i;
-    float* const maximum = s.maximum + (partition * heads + h) * kScratchPadding;
-    const VF score = hn::IfThenElse(dead, hn::Set(df, -kInfinity), hn::LoadU(df, at));
-    hn::StoreU(score, df, at);
+  hn::StoreU(sizes, df, s.sizes + i);
+  if (HWY_UNLIKELY(!hn::AllFalse(df, dead))) BuryLists(dead, heads, i, s);
+  float* maximum = s.maximum + partition * heads * kScratchPadding;
+  for (int32_t h = 0; h < heads; ++h, maximum += kScratchPadding) {
+    const VF score = hn::LoadU(df, s.scores + h * s.stride + i);
     hn::Store(hn::Max(hn::Load(df, maximum), score), df, maximum);
   }
 }
 
+// Dots and scores of a few lists at a time: their numbers stay in L1, and the processor computes
+// scores while the next centroids arrive.
+constexpr int32_t kRangeLists = 32;
+// How many ranges ahead scales, variances and offsets are asked for.
+constexpr int32_t kPrefetchRanges = 2;
+
+HWY_INLINE void PrefetchPlaces(const ListsView& view, int32_t first) {
+  const int32_t ahead = first + kPrefetchRanges * kRangeLists;
+  if (ahead >= view.nlist) return;
+  for (int32_t i = ahead; i < ahead + kRangeLists; i += 16) {
+    if (view.scales != nullptr) hwy::Prefetch(view.scales + i);
+    if (view.variances != nullptr) hwy::Prefetch(view.variances + i);
+  }
+  hwy::Prefetch(view.offsets + ahead);
+}
+
 template <VarianceTerm kTerm>
-void ScoreBlocks(const ListsView& view, int32_t heads, int64_t first, const ScoreScratch& s) {
+void ScoreRange(const ListsView& view, ListRange range, int32_t heads, int64_t first,
+                const ScoreScratch& s) {
   const int32_t lanes = hn::Lanes(DF());
-  for (int32_t i = 0; i < view.nlist; i += lanes) {
+  const int32_t end = range.first + range.count;
+  for (int32_t i = range.first; i < end; i += lanes) {
     const ListBlock block = {view.form == CentroidForm::kInt8 ? view.scales + i : nullptr,
                              view.variances != nullptr ? view.variances + i : nullptr,
                              view.offsets + i};
-    if (view.nlist - i >= lanes) {
+    if (end - i >= lanes) {
       ScoreBlock<kTerm>(block, view.partition, heads, first + i, s);
     } else {
-      const PaddedBlock padded(block, view.nlist - i);
+      const PaddedBlock padded(block, end - i);
       ScoreBlock<kTerm>(padded.block, view.partition, heads, first + i, s);
     }
+  }
+}
+
+template <VarianceTerm kTerm>
+void ScoreRanges(const ListsView& view, int32_t heads, int32_t head_dim, int64_t first,
+                 const ScoreScratch& s) {
+  for (int32_t i = 0; i < view.nlist; i += kRangeLists) {
+    const ListRange range = {i, std::min(kRangeLists, view.nlist - i)};
+    PrefetchPlaces(view, i);
+    DotRange(view, range, s.query, heads, head_dim, s.scores + first + i, s.stride);
+    ScoreRange<kTerm>(view, range, heads, first, s);
   }
 }
 
@@ -142,17 +202,16 @@ void ScoreView(const ScoreListsParams& p, const ListsView& view, VarianceTerm te
   for (int32_t h = 0; h < heads; ++h) {
     s.multiplier[h] = DotMultiplier(view, s.query, h, p.scale);
   }
-  DotView(view, s.query, heads, p.head_dim, s.scores + first, s.stride);
   if (view.variances == nullptr || view.form == CentroidForm::kBounds) term = VarianceTerm::kNone;
   switch (term) {
     case VarianceTerm::kBounded:
-      ScoreBlocks<VarianceTerm::kBounded>(view, heads, first, s);
+      ScoreRanges<VarianceTerm::kBounded>(view, heads, p.head_dim, first, s);
       return;
     case VarianceTerm::kHalf:
-      ScoreBlocks<VarianceTerm::kHalf>(view, heads, first, s);
+      ScoreRanges<VarianceTerm::kHalf>(view, heads, p.head_dim, first, s);
       return;
     case VarianceTerm::kNone:
-      ScoreBlocks<VarianceTerm::kNone>(view, heads, first, s);
+      ScoreRanges<VarianceTerm::kNone>(view, heads, p.head_dim, first, s);
       return;
   }
 }
