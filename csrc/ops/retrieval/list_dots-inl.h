@@ -30,6 +30,7 @@ using VF = hn::Vec<DF>;
 // Lists whose dot products are accumulated together: as many as a 128-bit block has lanes, so that
 // their sums leave as one vector.
 constexpr int kBlockLists = 4;
+static_assert(kBlockLists == kVnniLists);
 // Query heads likewise. 4 x 4 accumulators need the 32 registers of AVX-512.
 constexpr int kBlockHeads = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 // Centroids are asked for this far ahead of their use: what a core reads in a memory latency.
@@ -194,21 +195,14 @@ HWY_INLINE void DotBlockFloat(const typename Lists::T* const* lists, const float
   }
 }
 
-// Lists `first` to `first + count` of a view.
-struct ListRange {
-  int32_t first;
-  int32_t count;
-};
-
 // kHeadDim: 0, or head_dim known to the compiler, whose loop over channels then vanishes.
 template <int kHeads, int kHeadDim, class D16>
-HWY_INLINE void DotRangeInt8(D16 d16, const int8_t* centroids, int32_t count,
-                             const int16_t* queries, int32_t head_dim, float* dots,
-                             int64_t stride) {
+HWY_INLINE void DotViewInt8(D16 d16, const ListsView& view, const int16_t* queries,
+                            int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
-  const RowBlocks<int8_t> rows(centroids, head_dim, count);
+  const RowBlocks<int8_t> rows(view.centroids, head_dim, view.nlist);
   const int8_t* lists[kBlockLists];
-  for (int32_t i = 0; i < count; i += kBlockLists) {
+  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
     rows.Point(i, lists);
     DotBlockInt8<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
   }
@@ -220,34 +214,32 @@ inline bool UsesVnni(int32_t head_dim) {
 }
 
 template <int kHeads>
-HWY_INLINE void DotRangeOfAnyInt8(const int8_t* centroids, int32_t count, const QueryScratch& query,
-                                  int32_t head, int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const QueryScratch& query, int32_t head,
+                                 int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
-    DotsVnni(centroids, count, query.query_vnni + head * VnniQueryElements(head_dim), head_dim,
-             dots, stride);
+    DotsVnni(static_cast<const int8_t*>(view.centroids), view.nlist,
+             query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
     return;
   }
   const hn::ScalableTag<int16_t> d16;
   const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
   if (head_dim == 128) {
-    DotRangeInt8<kHeads, 128>(d16, centroids, count, queries, head_dim, dots, stride);
+    DotViewInt8<kHeads, 128>(d16, view, queries, head_dim, dots, stride);
   } else if (head_dim % hn::Lanes(d16) == 0) {
-    DotRangeInt8<kHeads, 0>(d16, centroids, count, queries, head_dim, dots, stride);
+    DotViewInt8<kHeads, 0>(d16, view, queries, head_dim, dots, stride);
   } else {  // an odd multiple of 16 with vectors of 32
     const hn::CappedTag<int16_t, 16> d16_half;
-    DotRangeInt8<kHeads, 0>(d16_half, centroids, count, queries, head_dim, dots, stride);
+    DotViewInt8<kHeads, 0>(d16_half, view, queries, head_dim, dots, stride);
   }
 }
 
 template <int kHeads, class Lists>
-HWY_INLINE void DotRangeFloat(const ListsView& view, ListRange range, int32_t rows_per_list,
-                              const float* queries, int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const float* queries,
+                             int32_t head_dim, float* dots, int64_t stride) {
   using T = typename Lists::T;
-  const int64_t row_elements = int64_t{rows_per_list} * head_dim;
-  const RowBlocks<T> rows(static_cast<const T*>(view.centroids) + range.first * row_elements,
-                          row_elements, range.count);
+  const RowBlocks<T> rows(view.centroids, int64_t{rows_per_list} * head_dim, view.nlist);
   const T* lists[kBlockLists];
-  for (int32_t i = 0; i < range.count; i += kBlockLists) {
+  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
     rows.Point(i, lists);
     DotBlockFloat<kHeads, Lists>(lists, queries, head_dim, dots + i, stride);
   }
@@ -255,41 +247,36 @@ HWY_INLINE void DotRangeFloat(const ListsView& view, ListRange range, int32_t ro
 
 // dots[h * stride + i], h in [0, kHeads): without center, scale of the list or step of the query.
 template <int kHeads>
-HWY_INLINE void DotRangeOfHeads(const ListsView& view, ListRange range, const QueryScratch& query,
-                                int32_t head, int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query, int32_t head,
+                               int32_t head_dim, float* dots, int64_t stride) {
   const float* const queries = query.query + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      DotRangeOfAnyInt8<kHeads>(
-          static_cast<const int8_t*>(view.centroids) + int64_t{range.first} * head_dim, range.count,
-          query, head, head_dim, dots, stride);
+      DotViewOfAnyInt8<kHeads>(view, query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kBFloat16:
-      DotRangeFloat<kHeads, BFloat16Lists>(view, range, 1, queries, head_dim, dots, stride);
+      DotViewFloat<kHeads, BFloat16Lists>(view, 1, queries, head_dim, dots, stride);
       return;
     case CentroidForm::kFloat32:
-      DotRangeFloat<kHeads, Float32Lists>(view, range, 1, queries, head_dim, dots, stride);
+      DotViewFloat<kHeads, Float32Lists>(view, 1, queries, head_dim, dots, stride);
       return;
     case CentroidForm::kBounds:
-      DotRangeFloat<kHeads, BoundsLists>(view, range, 2, queries, head_dim, dots, stride);
+      DotViewFloat<kHeads, BoundsLists>(view, 2, queries, head_dim, dots, stride);
       return;
   }
 }
 
-// The same for every head of the selection; list range.first + i at dots[h * stride + i]. dots may
-// be written up to kVnniLists - 1 past range.count.
-inline void DotRange(const ListsView& view, ListRange range, const QueryScratch& query,
-                     int32_t heads, int32_t head_dim, float* dots, int64_t stride) {
+// The same for every head of the selection. dots may be written up to kBlockLists - 1 past nlist.
+inline void DotView(const ListsView& view, const QueryScratch& query, int32_t heads,
+                    int32_t head_dim, float* dots, int64_t stride) {
   int32_t h = 0;
   for (; h + kBlockHeads <= heads; h += kBlockHeads) {
-    DotRangeOfHeads<kBlockHeads>(view, range, query, h, head_dim, dots + h * stride, stride);
+    DotViewOfHeads<kBlockHeads>(view, query, h, head_dim, dots + h * stride, stride);
   }
   for (; h + 2 <= heads; h += 2) {
-    DotRangeOfHeads<2>(view, range, query, h, head_dim, dots + h * stride, stride);
+    DotViewOfHeads<2>(view, query, h, head_dim, dots + h * stride, stride);
   }
-  if (h < heads) {
-    DotRangeOfHeads<1>(view, range, query, h, head_dim, dots + h * stride, stride);
-  }
+  if (h < heads) DotViewOfHeads<1>(view, query, h, head_dim, dots + h * stride, stride);
 }
 
 inline float DotFloat(const float* a, const float* b, int32_t head_dim) {

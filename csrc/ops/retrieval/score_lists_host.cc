@@ -150,48 +150,19 @@ HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t partition, int32_t he
   }
 }
 
-// Dots and scores of a few lists at a time: their numbers stay in L1, and the processor computes
-// scores while the next centroids arrive.
-constexpr int32_t kRangeLists = 32;
-// How many ranges ahead scales, variances and offsets are asked for.
-constexpr int32_t kPrefetchRanges = 2;
-
-HWY_INLINE void PrefetchPlaces(const ListsView& view, int32_t first) {
-  const int32_t ahead = first + kPrefetchRanges * kRangeLists;
-  if (ahead >= view.nlist) return;
-  for (int32_t i = ahead; i < ahead + kRangeLists; i += 16) {
-    if (view.scales != nullptr) hwy::Prefetch(view.scales + i);
-    if (view.variances != nullptr) hwy::Prefetch(view.variances + i);
-  }
-  hwy::Prefetch(view.offsets + ahead);
-}
-
 template <VarianceTerm kTerm>
-void ScoreRange(const ListsView& view, ListRange range, int32_t heads, int64_t first,
-                const ScoreScratch& s) {
+void ScoreBlocks(const ListsView& view, int32_t heads, int64_t first, const ScoreScratch& s) {
   const int32_t lanes = hn::Lanes(DF());
-  const int32_t end = range.first + range.count;
-  for (int32_t i = range.first; i < end; i += lanes) {
+  for (int32_t i = 0; i < view.nlist; i += lanes) {
     const ListBlock block = {view.form == CentroidForm::kInt8 ? view.scales + i : nullptr,
                              view.variances != nullptr ? view.variances + i : nullptr,
                              view.offsets + i};
-    if (end - i >= lanes) {
+    if (view.nlist - i >= lanes) {
       ScoreBlock<kTerm>(block, view.partition, heads, first + i, s);
     } else {
-      const PaddedBlock padded(block, end - i);
+      const PaddedBlock padded(block, view.nlist - i);
       ScoreBlock<kTerm>(padded.block, view.partition, heads, first + i, s);
     }
-  }
-}
-
-template <VarianceTerm kTerm>
-void ScoreRanges(const ListsView& view, int32_t heads, int32_t head_dim, int64_t first,
-                 const ScoreScratch& s) {
-  for (int32_t i = 0; i < view.nlist; i += kRangeLists) {
-    const ListRange range = {i, std::min(kRangeLists, view.nlist - i)};
-    PrefetchPlaces(view, i);
-    DotRange(view, range, s.query, heads, head_dim, s.scores + first + i, s.stride);
-    ScoreRange<kTerm>(view, range, heads, first, s);
   }
 }
 
@@ -202,16 +173,17 @@ void ScoreView(const ScoreListsParams& p, const ListsView& view, VarianceTerm te
   for (int32_t h = 0; h < heads; ++h) {
     s.multiplier[h] = DotMultiplier(view, s.query, h, p.scale);
   }
+  DotView(view, s.query, heads, p.head_dim, s.scores + first, s.stride);
   if (view.variances == nullptr || view.form == CentroidForm::kBounds) term = VarianceTerm::kNone;
   switch (term) {
     case VarianceTerm::kBounded:
-      ScoreRanges<VarianceTerm::kBounded>(view, heads, p.head_dim, first, s);
+      ScoreBlocks<VarianceTerm::kBounded>(view, heads, first, s);
       return;
     case VarianceTerm::kHalf:
-      ScoreRanges<VarianceTerm::kHalf>(view, heads, p.head_dim, first, s);
+      ScoreBlocks<VarianceTerm::kHalf>(view, heads, first, s);
       return;
     case VarianceTerm::kNone:
-      ScoreRanges<VarianceTerm::kNone>(view, heads, p.head_dim, first, s);
+      ScoreBlocks<VarianceTerm::kNone>(view, heads, first, s);
       return;
   }
 }
