@@ -130,13 +130,8 @@ class Selector {
 
   // What was taken, for a SlotWriter.
   TakenTokens Taken(int32_t page_tokens) const {
-    // Halves of a 64-bit word are in ascending order of position on a little-endian machine.
-    return {reinterpret_cast<const uint32_t*>(scratch_.taken),
-            2 * scratch_.num_words,
-            row_.num_tokens,
-            row_.block_table,
-            page_tokens,
-            scratch_.filled};
+    return {scratch_.taken, 2 * scratch_.num_words, row_.num_tokens, row_.block_table,
+            page_tokens,    scratch_.filled};
   }
 
  private:

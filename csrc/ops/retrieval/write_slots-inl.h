@@ -22,14 +22,16 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// A row's tokens, 32 per word, and where they lie.
+// A row's tokens and where they lie. A bitmap of 64-bit words, read here by halves.
 struct TakenTokens {
-  const uint32_t* words;
-  int32_t num_words;
+  uint32_t half(int32_t w) const { return static_cast<uint32_t>(words[w / 2] >> w % 2 * 32); }
+
+  const uint64_t* words;
+  int32_t num_halves;
   int32_t num_tokens;
   const int32_t* block_table;
   int32_t page_tokens;  // a power of two
-  int32_t* filled;      // scratch: [ScratchStride(num_words)]
+  int32_t* filled;      // scratch: [ScratchStride(num_halves)]
 };
 
 class SlotWriter {
@@ -63,18 +65,20 @@ class SlotWriter {
 
   // A branch on each word would be mispredicted at every other filled one.
   int32_t FindFilledWords() const {
+    int32_t count = 0, w = 0;
+#if HWY_TARGET != HWY_SCALAR  // whose load would break the rules of aliasing
     const DInt d;
     const int32_t lanes = hn::Lanes(d);
     const auto from_0 = hn::Iota(d, 0);
-    int32_t count = 0, w = 0;
-    for (; w + lanes <= t_.num_words; w += lanes) {
-      const auto words = hn::LoadU(d, reinterpret_cast<const int32_t*>(t_.words + w));
+    for (; w + lanes <= t_.num_halves; w += lanes) {
+      const auto words = hn::LoadU(d, reinterpret_cast<const int32_t*>(t_.words) + w);
       const auto is_filled = hn::Ne(words, hn::Zero(d));
       hn::StoreU(hn::Compress(hn::Add(from_0, hn::Set(d, w)), is_filled), d, t_.filled + count);
       count += static_cast<int32_t>(hn::CountTrue(d, is_filled));
     }
-    for (; w < t_.num_words; ++w) {
-      if (t_.words[w] != 0) t_.filled[count++] = w;
+#endif
+    for (; w < t_.num_halves; ++w) {
+      if (t_.half(w) != 0) t_.filled[count++] = w;
     }
     return count;
   }
@@ -84,7 +88,7 @@ class SlotWriter {
   template <bool kInOnePage>
   HWY_INLINE void ExpandWord(int32_t w) {
 #if HWY_TARGET == HWY_SCALAR
-    for (uint32_t bits = t_.words[w]; bits != 0; bits &= bits - 1) {
+    for (uint32_t bits = t_.half(w); bits != 0; bits &= bits - 1) {
       const int32_t position = w * 32 + std::countr_zero(bits);
       position_buffer_[buffered_] = position;
       if (kInOnePage) slot_buffer_[buffered_] = Slot(position);
@@ -95,8 +99,8 @@ class SlotWriter {
     const DInt d;
     const int32_t lanes = hn::Lanes(d);
     const auto from_0 = hn::Iota(d, 0);
-    const uint32_t word = t_.words[w];
-    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(t_.words + w);
+    const uint32_t word = t_.half(w);
+    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(t_.words) + 4 * w;
     for (int32_t first = 0; first < 32; first += lanes) {
       const int32_t position = w * 32 + first;
       const uint8_t* const bits = bytes + first / 8;
