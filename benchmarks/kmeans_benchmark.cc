@@ -10,10 +10,12 @@
 #include <cstdint>
 #include <ctime>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "benchmarks/ratios.h"
 #include "faiss_index/sentence_boundary.h"
 #include "tests/testing/generator_s1.h"
 
@@ -23,6 +25,7 @@ namespace semkv {
 namespace {
 
 constexpr int32_t kTokens = 8192;
+constexpr int32_t kHeadDim = 128;  // of the ratios
 
 std::vector<float> Keys(bool structured, int32_t head_dim) {
   if (!structured) {
@@ -109,5 +112,45 @@ void BM_BoundaryScan(benchmark::State& state) {
 }
 BENCHMARK(BM_BoundaryScan);
 
+// What both sides of a ratio left behind.
+struct KMeansPair {
+  std::vector<float> keys;
+  KMeansOptions options;
+  double objective = 0.0, oracle_objective = 0.0;
+};
+
+RatioCase KMeansRatio(const std::string& name, bool structured) {
+  const auto pair = std::make_shared<KMeansPair>();
+  pair->options.nlist = kTokens / 32;
+  RatioCase result;
+  result.name = "kmeans/" + name;
+  result.base_name = "faiss::Clustering";
+  result.goal = 1.2;
+  result.run = [pair](int64_t) {
+    pair->objective = TrainKMeans(pair->keys.data(), kTokens, kHeadDim, pair->options)->objective;
+  };
+  result.base = [pair, structured](int64_t) {
+    if (pair->keys.empty()) {
+      omp_set_num_threads(1);
+      openblas_set_num_threads(1);
+      pair->keys = Keys(structured, kHeadDim);
+    }
+    pair->oracle_objective =
+        TrainWithFaiss(pair->keys.data(), kTokens, kHeadDim, pair->options)->objective;
+  };
+  result.holds = [pair](std::string* remark) {
+    const double ratio = pair->objective / pair->oracle_objective;
+    *remark = "objective " + std::to_string(ratio) + " of faiss's";
+    return ratio <= 1.01;
+  };
+  return result;
+}
+
 }  // namespace
+
+void AddKMeansRatios(std::vector<RatioCase>& cases) {
+  cases.push_back(KMeansRatio("s1/128", true));
+  cases.push_back(KMeansRatio("gaussian/128", false));
+}
+
 }  // namespace semkv

@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
+#include <limits>
 
 namespace semkv {
 namespace {
 
 constexpr int kNumPairs = 25;
+constexpr int kNumTimes = 25;
 
 double Now(bool is_single_threaded) {
   timespec now;
@@ -42,23 +45,83 @@ RatioResult MeasureRatio(const RatioCase& ratio_case, int num_pairs) {
   return result;
 }
 
-int PrintRatios(const std::string& filter) {
+namespace {
+
+// Returns whether the row met its goal.
+bool PrintRatio(const RatioCase& ratio_case) {
+  const RatioResult result = MeasureRatio(ratio_case, kNumPairs);
+  std::string remark;
+  bool is_met = std::max(result.best, result.median) >= ratio_case.goal;
+  if (ratio_case.holds && !ratio_case.holds(&remark)) is_met = false;
+  std::printf("%-38s %9.3f ", ratio_case.name.c_str(), 1e3 * result.run_seconds);
+  if (ratio_case.bytes > 0) {
+    std::printf("%7.2f", 1e-9 * ratio_case.bytes / result.run_seconds);
+  } else {
+    std::printf("%7s", "");
+  }
+  std::printf("   %-20s %9.3f %7.3f %7.3f ", ratio_case.base_name.c_str(),
+              1e3 * result.base_seconds, result.best, result.median);
+  if (ratio_case.goal > 0) {
+    std::printf("%6.2f", ratio_case.goal);
+  } else {
+    std::printf("%6s", "");
+  }
+  std::printf("%s%s%s\n", is_met ? "" : "  missed", remark.empty() ? "" : "  ", remark.c_str());
+  std::fflush(stdout);
+  return is_met;
+}
+
+void PrintTime(const TimeCase& time_case) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kNumTimes; ++i) {
+    const double begin = Now(/*is_single_threaded=*/true);
+    time_case.run();
+    best = std::min(best, Now(/*is_single_threaded=*/true) - begin);
+    if (time_case.clean_up) time_case.clean_up();
+  }
+  const double nanoseconds = 1e9 * best / time_case.num_calls;
+  std::printf("%-38s %9.1f   %6d %-7s %9.2f   %s\n", time_case.name.c_str(), nanoseconds,
+              time_case.batch, time_case.item.c_str(), nanoseconds / time_case.batch,
+              time_case.lock.c_str());
+}
+
+template <typename Case>
+std::vector<Case> Wanted(const std::vector<Case>& cases, const std::string& filter) {
+  std::vector<Case> wanted;
+  std::copy_if(cases.begin(), cases.end(), std::back_inserter(wanted),
+               [&](const Case& row) { return row.name.find(filter) != std::string::npos; });
+  return wanted;
+}
+
+int PrintRatioTable(const std::string& filter) {
   std::vector<RatioCase> cases;
   AddDecodeAttentionRatios(cases);
-  int num_missed = 0;
-  std::printf("%-34s %9s %7s   %-22s %9s %7s %7s %6s\n", "case", "ms", "GB/s", "base", "base ms",
+  AddSelectionRatios(cases);
+  AddListMeansRatios(cases);
+  AddKMeansRatios(cases);
+  cases = Wanted(cases, filter);
+  if (cases.empty()) return 0;
+  std::printf("%-38s %9s %7s   %-20s %9s %7s %7s %6s\n", "case", "ms", "GB/s", "base", "base ms",
               "min/min", "median", "goal");
-  for (const RatioCase& ratio_case : cases) {
-    if (ratio_case.name.find(filter) == std::string::npos) continue;
-    const RatioResult result = MeasureRatio(ratio_case, kNumPairs);
-    const bool is_missed = std::max(result.best, result.median) < ratio_case.goal;
-    num_missed += is_missed ? 1 : 0;
-    std::printf("%-34s %9.3f %7.2f   %-22s %9.3f %7.3f %7.3f %6.2f%s\n", ratio_case.name.c_str(),
-                1e3 * result.run_seconds, 1e-9 * ratio_case.bytes / result.run_seconds,
-                ratio_case.base_name.c_str(), 1e3 * result.base_seconds, result.best, result.median,
-                ratio_case.goal, is_missed ? "  missed" : "");
-    std::fflush(stdout);
-  }
+  int num_missed = 0;
+  for (const RatioCase& ratio_case : cases) num_missed += PrintRatio(ratio_case) ? 0 : 1;
+  return num_missed;
+}
+
+void PrintTimeTable(const std::string& filter) {
+  std::vector<TimeCase> cases;
+  AddBlockManagerTimes(cases);
+  cases = Wanted(cases, filter);
+  if (cases.empty()) return;
+  std::printf("%-38s %9s   %6s %-7s %9s   %s\n", "call", "ns", "batch", "of", "ns/item", "lock");
+  for (const TimeCase& time_case : cases) PrintTime(time_case);
+}
+
+}  // namespace
+
+int PrintRatios(const std::string& filter) {
+  const int num_missed = PrintRatioTable(filter);
+  PrintTimeTable(filter);
   return num_missed;
 }
 

@@ -22,6 +22,8 @@ struct RatioCase {
   // Called with increasing numbers, so that every call may work on other memory.
   std::function<void(int64_t)> run;
   std::function<void(int64_t)> base;
+  // If set: says after the measurement whether what else the row promises holds, in a few words.
+  std::function<bool(std::string*)> holds;
 };
 
 struct RatioResult {
@@ -33,11 +35,26 @@ struct RatioResult {
 
 RatioResult MeasureRatio(const RatioCase& ratio_case, int num_pairs);
 
+// A call that is too short to be compared with a read: nanoseconds, by the thread's processor time.
+struct TimeCase {
+  std::string name;
+  std::string lock;   // what is held, and how often it is taken
+  int32_t batch = 1;  // items per call
+  std::string item;
+  int32_t num_calls = 1;           // of one `run`
+  std::function<void()> run;       // num_calls calls
+  std::function<void()> clean_up;  // after each run, off the clock; may be empty
+};
+
 // Each benchmark file adds its rows.
 void AddDecodeAttentionRatios(std::vector<RatioCase>& cases);
+void AddSelectionRatios(std::vector<RatioCase>& cases);
+void AddListMeansRatios(std::vector<RatioCase>& cases);
+void AddKMeansRatios(std::vector<RatioCase>& cases);
+void AddBlockManagerTimes(std::vector<TimeCase>& cases);
 
-// Measures the rows whose name contains `filter` and prints the table. Returns how many miss their
-// goal by the better of the two ratios.
+// Measures the rows whose name contains `filter` and prints the tables. Returns how many ratios
+// miss their goal by the better of the two, or do not hold what else they promise.
 int PrintRatios(const std::string& filter);
 
 }  // namespace semkv

@@ -60,8 +60,7 @@ class ClusterPartitioner final : public Partitioner {
 
  private:
   int32_t Wanted(size_t num_tokens) const {
-    if (options_.nlist > 0) return options_.nlist;
-    return std::max(1, static_cast<int32_t>(num_tokens) / options_.mean_size);
+    return NumClusters(options_, static_cast<int32_t>(num_tokens));
   }
 
   // How many clusters fit: the caller made room for Wanted(num_tokens) lists and one.
@@ -134,12 +133,20 @@ class ClusterPartitioner final : public Partitioner {
 
 }  // namespace
 
+int32_t NumClusters(const ClusterOptions& options, int32_t num_tokens) {
+  if (options.nlist > 0) return options.nlist;
+  const int32_t by_size = num_tokens / options.mean_size;
+  const int32_t finest = num_tokens / std::max(1, options.mean_size / 2);
+  return std::max({1, by_size, std::min(finest, options.min_nlist)});
+}
+
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options) {
   if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxCentroids ||
-      options.iterations < 0) {
+      options.min_nlist < 0 || options.min_nlist > kMaxCentroids || options.iterations < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "clusters: mean_size ", options.mean_size, " (at least 1), nlist ", options.nlist,
-        " (0 to ", kMaxCentroids, "), iterations ", options.iterations, " (at least 0)"));
+        " and min_nlist ", options.min_nlist, " (0 to ", kMaxCentroids, "), iterations ",
+        options.iterations, " (at least 0)"));
   }
   return std::make_unique<ClusterPartitioner>(options);
 }

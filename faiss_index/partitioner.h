@@ -84,6 +84,7 @@ enum class ClusterBackend : int32_t {
 struct ClusterOptions {
   int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size), counting
                            // tokens whose key is finite and not zero
+  int32_t min_nlist = 0;   // at least so many in short inputs, of not less than mean_size / 2 tokens
   int32_t nlist = 0;       // > 0: this many, whatever mean_size says; at most one per such token
   ClusterMetric metric = ClusterMetric::kCenteredL2;
   int32_t iterations = 10;  // stops early when fewer than 0.1 % of the labels change
@@ -91,6 +92,8 @@ struct ClusterOptions {
   KMeansInit init = KMeansInit::kStratified;
   ClusterBackend backend = ClusterBackend::kSemkv;
 };
+// Clusters of `num_tokens` tokens whose key is finite and not zero: an upper bound for any others.
+int32_t NumClusters(const ClusterOptions& options, int32_t num_tokens);
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options);
 
 // Singletons: every page of page_tokens tokens is a list (Quest's granularity).

@@ -13,6 +13,9 @@
 namespace semkv {
 namespace {
 
+// Clusters that a segment of 8,192 tokens has at the default size.
+constexpr int32_t kMinSegmentClusters = 256;
+
 constexpr const char* kPolicyNames[] = {"dense", "hybrid", "sentence",   "cluster",  "pages",
                                         "quest", "window", "sentencekv", "clusterkv"};
 static_assert(std::size(kPolicyNames) == SEMKV_NUM_POLICIES);
@@ -192,8 +195,11 @@ absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
     options.metric = policy.cluster_metric == SEMKV_METRIC_COSINE ? ClusterMetric::kCosine
                                                                   : ClusterMetric::kCenteredL2;
     options.iterations = policy.kmeans_iterations;
-    recipe.mean_cluster_size = policy.cluster_size;
+    // Short contexts have small budgets, which clusters of 32 fill with a handful of lists.
+    if (policy.kind != SEMKV_POLICY_CLUSTERKV) options.min_nlist = kMinSegmentClusters;
+    recipe.segment_clusters = options;
     SEMKV_ASSIGN_OR_RETURN(recipe.cluster_partitioner, MakeClusterPartitioner(options));
+    options.min_nlist = 0;
     options.nlist = kWindowTokens / policy.cluster_size;
     recipe.window_clusters = options.nlist;
     SEMKV_ASSIGN_OR_RETURN(recipe.window_partitioner, MakeClusterPartitioner(options));

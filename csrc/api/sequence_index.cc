@@ -85,7 +85,7 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
   if (recipe_.clusters) {
     segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false));
     // One list more than clusters: the partitioner's list of keys that are not finite.
-    segment->clusters.Reserve(std::max(1, input.num_tokens / recipe_.mean_cluster_size) + 1,
+    segment->clusters.Reserve(NumClusters(recipe_.segment_clusters, input.num_tokens) + 1,
                               input.num_tokens);
   }
   FillSlots(source, first, end);

@@ -48,7 +48,7 @@ struct IndexRecipe {
   // > 0: an open sentence of the tail is closed at so many tokens, so that the budget holds it.
   int32_t max_open_tokens = 0;
   int32_t window_clusters = 0;
-  int32_t mean_cluster_size = 0;
+  ClusterOptions segment_clusters;
   CentroidForm form = CentroidForm::kInt8;
   std::shared_ptr<const Partitioner> range_partitioner;    // sentences or pages; null: none
   std::shared_ptr<const Partitioner> cluster_partitioner;  // of segments

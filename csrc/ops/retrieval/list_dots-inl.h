@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/ops/retrieval/dots_vnni.h"
 #include "csrc/ops/retrieval/retrieval_tasks.h"
 
 #if defined(SEMKV_OPS_RETRIEVAL_LIST_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -29,6 +30,7 @@ using VF = hn::Vec<DF>;
 // Lists whose dot products are accumulated together: as many as a 128-bit block has lanes, so that
 // their sums leave as one vector.
 constexpr int kBlockLists = 4;
+static_assert(kBlockLists == kVnniLists);
 // Query heads likewise. 4 x 4 accumulators need the 32 registers of AVX-512.
 constexpr int kBlockHeads = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 // Centroids are asked for this far ahead of their use: what a core reads in a memory latency.
@@ -206,6 +208,31 @@ HWY_INLINE void DotViewInt8(D16 d16, const ListsView& view, const int16_t* queri
   }
 }
 
+// Whether the heads of a selection, kVnniHeads at a time, are served by DotsVnni.
+inline bool UsesVnni(int32_t head_dim) {
+  return HWY_TARGET == HWY_AVX3 && head_dim % kVnniChannels == 0 && HasVnni();
+}
+
+template <int kHeads>
+HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const QueryScratch& query, int32_t head,
+                                 int32_t head_dim, float* dots, int64_t stride) {
+  if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
+    DotsVnni(static_cast<const int8_t*>(view.centroids), view.nlist,
+             query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
+    return;
+  }
+  const hn::ScalableTag<int16_t> d16;
+  const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
+  if (head_dim == 128) {
+    DotViewInt8<kHeads, 128>(d16, view, queries, head_dim, dots, stride);
+  } else if (head_dim % hn::Lanes(d16) == 0) {
+    DotViewInt8<kHeads, 0>(d16, view, queries, head_dim, dots, stride);
+  } else {  // an odd multiple of 16 with vectors of 32
+    const hn::CappedTag<int16_t, 16> d16_half;
+    DotViewInt8<kHeads, 0>(d16_half, view, queries, head_dim, dots, stride);
+  }
+}
+
 template <int kHeads, class Lists>
 HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const float* queries,
                              int32_t head_dim, float* dots, int64_t stride) {
@@ -222,19 +249,10 @@ HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const
 template <int kHeads>
 HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query, int32_t head,
                                int32_t head_dim, float* dots, int64_t stride) {
-  const hn::ScalableTag<int16_t> d16;
   const float* const queries = query.query + int64_t{head} * head_dim;
-  const int16_t* const queries_int16 = query.query_int16 + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      if (head_dim == 128) {
-        DotViewInt8<kHeads, 128>(d16, view, queries_int16, head_dim, dots, stride);
-      } else if (head_dim % hn::Lanes(d16) == 0) {
-        DotViewInt8<kHeads, 0>(d16, view, queries_int16, head_dim, dots, stride);
-      } else {  // an odd multiple of 16 with vectors of 32
-        DotViewInt8<kHeads, 0>(hn::CappedTag<int16_t, 16>(), view, queries_int16, head_dim, dots,
-                               stride);
-      }
+      DotViewOfAnyInt8<kHeads>(view, query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kBFloat16:
       DotViewFloat<kHeads, BFloat16Lists>(view, 1, queries, head_dim, dots, stride);
@@ -323,8 +341,12 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
     LoadQueryHead(p.q, p.q_dtype, task / p.num_selections * p.q_row + (first_head + h) * p.q_head,
                   p.head_dim, query);
     out.square_norm[h] = DotFloat(query, query, p.head_dim);
-    out.int16_step[h] =
-        QuantizeQueryHead(query, p.head_dim, out.query_int16 + int64_t{h} * p.head_dim);
+    int16_t* const query_int16 = out.query_int16 + int64_t{h} * p.head_dim;
+    out.int16_step[h] = QuantizeQueryHead(query, p.head_dim, query_int16);
+    if (UsesVnni(p.head_dim)) {
+      SplitQueryForVnni(query_int16, p.head_dim,
+                        out.query_vnni + h * VnniQueryElements(p.head_dim));
+    }
     if (std::isnan(out.int16_step[h])) std::fill(query, query + p.head_dim, out.int16_step[h]);
   }
 }

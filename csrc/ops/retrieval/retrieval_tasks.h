@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "csrc/ops/retrieval/dots_vnni.h"
 #include "csrc/ops/retrieval/score_lists.h"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/workspace.h"
@@ -32,15 +33,17 @@ struct QueryScratch {
   QueryScratch(Workspace& workspace, int32_t heads, int32_t head_dim)
       : query(workspace.Take<float>(int64_t{heads} * head_dim)),
         query_int16(workspace.Take<int16_t>(int64_t{heads} * head_dim)),
+        query_vnni(workspace.Take<int16_t>(heads * VnniQueryElements(head_dim))),
         int16_step(workspace.Take<float>(heads)),
         square_norm(workspace.Take<float>(heads)),
         center_dot(workspace.Take<float>(heads)) {}
 
   float* query;          // [heads, head_dim]
   int16_t* query_int16;  // [heads, head_dim]; query = int16_step * query_int16, rounded
-  float* int16_step;     // [heads]; not a number for a query that is not finite
-  float* square_norm;    // [heads]; likewise
-  float* center_dot;     // [heads], of the current view
+  int16_t* query_vnni;  // [heads, VnniQueryElements]; the same split for DotsVnni, where it is used
+  float* int16_step;    // [heads]; not a number for a query that is not finite
+  float* square_norm;   // [heads]; likewise
+  float* center_dot;    // [heads], of the current view
 };
 
 struct ScoreScratch {

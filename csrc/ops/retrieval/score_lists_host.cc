@@ -19,7 +19,6 @@
 #define HWY_TARGET_INCLUDE "csrc/ops/retrieval/score_lists_host.cc"
 #include <hwy/foreach_target.h>  // before highway.h and every -inl.h
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 #include "csrc/ops/retrieval/list_dots-inl.h"
 // clang-format on
 
@@ -69,6 +68,29 @@ HWY_INLINE VF LoadSizes(DF df, const uint16_t* offsets) {
   return hn::ConvertTo(df, hn::Sub(end, begin));
 }
 
+// ln x for finite x >= 1 within 1e-6 of its value or of 1; exactly 0 for 1. Highway's divides.
+HWY_INLINE VF LogOfSize(DF df, VF x) {
+  const hn::RebindToSigned<DF> d32;
+  // x = 2^exponent * (1 + f), 2/3 <= 1 + f < 4/3.
+  const auto bits = hn::BitCast(d32, x);
+  const auto above = hn::Sub(bits, hn::Set(d32, 0x3f2aaaab));
+  const auto exponent = hn::And(above, hn::Set(d32, static_cast<int32_t>(0xff800000u)));
+  const VF f = hn::Sub(hn::BitCast(df, hn::Sub(bits, exponent)), hn::Set(df, 1.0f));
+  const VF exponents = hn::Mul(hn::ConvertTo(df, exponent), hn::Set(df, 1.19209290e-7f));
+  // Minimax polynomial of ln(1 + f), even and odd terms apart: N. Juffa, "fast logf".
+  const VF s = hn::Mul(f, f);
+  VF even = hn::MulAdd(hn::Set(df, -0.130310059f), s, hn::Set(df, -0.121483512f));
+  VF odd = hn::MulAdd(hn::Set(df, 0.140869141f), s, hn::Set(df, 0.139814854f));
+  even = hn::MulAdd(even, s, hn::Set(df, -0.166846126f));
+  odd = hn::MulAdd(odd, s, hn::Set(df, 0.200120345f));
+  even = hn::MulAdd(even, s, hn::Set(df, -0.249996200f));
+  VF r = hn::MulAdd(odd, f, even);
+  r = hn::MulAdd(r, f, hn::Set(df, 0.333331972f));
+  r = hn::MulAdd(r, f, hn::Set(df, -0.5f));
+  r = hn::MulAdd(r, s, f);
+  return hn::MulAdd(exponents, hn::Set(df, 0.693147182f), r);
+}
+
 template <VarianceTerm kTerm>
 HWY_INLINE VarianceOfLists LoadVariances(DF df, const float* variances, VF sizes) {
   VarianceOfLists out = {hn::Zero(df), hn::Zero(df), hn::Zero(df)};
@@ -76,7 +98,7 @@ HWY_INLINE VarianceOfLists LoadVariances(DF df, const float* variances, VF sizes
   const VF variance = hn::LoadU(df, variances);
   out.half = hn::Mul(variance, hn::Set(df, 0.5f));
   if constexpr (kTerm == VarianceTerm::kBounded) {
-    out.log_size = hn::Log(df, hn::Max(sizes, hn::Set(df, 1.0f)));
+    out.log_size = LogOfSize(df, hn::Max(sizes, hn::Set(df, 1.0f)));
     out.root = hn::Sqrt(hn::Mul(hn::Add(variance, variance), out.log_size));
   }
   return out;
@@ -90,6 +112,16 @@ HWY_INLINE VF AddVariance(DF df, VF score, const VarianceOfLists& of, float spre
   if constexpr (kTerm == VarianceTerm::kHalf) return hn::Add(score, half);
   const VF linear = hn::MulSub(of.root, hn::Set(df, root_spread), of.log_size);
   return hn::Add(score, hn::IfThenElse(hn::Le(half, of.log_size), half, linear));
+}
+
+// Lists marked in `dead` score -inf with every head and weigh nothing.
+HWY_INLINE void BuryLists(hn::Mask<DF> dead, int32_t heads, int64_t i, const ScoreScratch& s) {
+  const DF df;
+  for (int32_t h = 0; h < heads; ++h) {
+    float* const at = s.scores + h * s.stride + i;
+    hn::StoreU(hn::IfThenElse(dead, hn::Set(df, -kInfinity), hn::LoadU(df, at)), df, at);
+  }
+  hn::StoreU(hn::IfThenZeroElse(dead, hn::LoadU(df, s.sizes + i)), df, s.sizes + i);
 }
 
 // Turns the dots of one vector of lists at `i` into scores, for every query head.
@@ -109,12 +141,11 @@ HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t partition, int32_t he
     dead = hn::Or(dead, hn::IsNaN(score));
     hn::StoreU(score, df, at);
   }
-  hn::StoreU(hn::IfThenZeroElse(dead, sizes), df, s.sizes + i);
-  for (int32_t h = 0; h < heads; ++h) {
-    float* const at = s.scores + h * s.stride + i;
-    float* const maximum = s.maximum + (partition * heads + h) * kScratchPadding;
-    const VF score = hn::IfThenElse(dead, hn::Set(df, -kInfinity), hn::LoadU(df, at));
-    hn::StoreU(score, df, at);
+  hn::StoreU(sizes, df, s.sizes + i);
+  if (HWY_UNLIKELY(!hn::AllFalse(df, dead))) BuryLists(dead, heads, i, s);
+  float* maximum = s.maximum + partition * heads * kScratchPadding;
+  for (int32_t h = 0; h < heads; ++h, maximum += kScratchPadding) {
+    const VF score = hn::LoadU(df, s.scores + h * s.stride + i);
     hn::Store(hn::Max(hn::Load(df, maximum), score), df, maximum);
   }
 }

@@ -1,6 +1,8 @@
 // A search over the float bits of the keys, weighted by list size, finds a threshold above which
-// the lists are sure to fill the budget; only those are sorted. They are walked in order and their
-// members marked in a bitmap of the row's tokens, which is then written out as slots.
+// the lists are sure to fill the budget; only those are looked at further. Of them, the best lists
+// that together cannot exceed the budget are taken whole in any order, twice; only what is left is
+// sorted and walked in order. Members are marked in a bitmap of the row's tokens, which is then
+// written out as slots.
 
 #include "csrc/ops/retrieval/select_lists.h"
 
@@ -20,6 +22,7 @@
 #include <hwy/foreach_target.h>  // before highway.h
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
+#include "csrc/ops/retrieval/write_slots-inl.h"
 // clang-format on
 
 #ifndef SEMKV_OPS_RETRIEVAL_SELECT_LISTS_HOST_ONCE_
@@ -27,32 +30,57 @@
 
 namespace semkv {
 
-// The search divides the interval of key bits by kSplit a few times: from 256 octaves to less than
-// a tenth of one.
+// A search divides the interval of key bits by kSplit a few times. It begins kFirstBits (16
+// octaves) below the greatest key, where the lists that matter are: 2 octaves, then a quarter of
+// one.
 constexpr int kSplit = 8;
 constexpr int kSplitRounds = 4;
+constexpr uint32_t kFirstBits = 16u << 23;
 constexpr uint32_t kEndOfKeyBits = 0x7f800001u;  // one more than infinity's
+// How often lists are taken whole before the rest is sorted: the first time takes all but what two
+// partitions have in common, the second most of that.
+constexpr int kBulkRounds = 2;
 // How many lists ahead of the walk members are asked for; they are read once and lie scattered.
 constexpr int32_t kPrefetchLists = 8;
 
 // (~key bits, view, list): ascending order is descending key, then ascending list id.
 using Candidate = uint64_t;
 
+// Lists with what selection needs of them, densely packed. After the last one, kScratchPadding keys
+// are -1.
+struct PackedLists {
+  PackedLists(Workspace& workspace, int32_t lists)
+      : keys(workspace.Take<float>(ScratchStride(lists))),
+        sizes(workspace.Take<int32_t>(ScratchStride(lists))) {}
+
+  float* keys;
+  int32_t* sizes;
+  int32_t count = 0;
+};
+
 struct SelectScratch {
   SelectScratch(Workspace& workspace, int32_t num_tokens, int32_t lists)
       : num_words(CeilDiv(num_tokens, 64)),
-        num_lists(lists),
         taken(workspace.Take<uint64_t>(num_words)),
-        keys(workspace.Take<float>(ScratchStride(lists))),
-        sizes(workspace.Take<int32_t>(ScratchStride(lists))),
+        filled(workspace.Take<int32_t>(ScratchStride(2 * num_words))),
+        all(workspace, lists),
+        near(workspace, lists),
+        near_lists(workspace.Take<int32_t>(ScratchStride(lists))),
         candidates(workspace.Take<Candidate>(lists)) {}
 
   int32_t num_words;
-  int32_t num_lists;
   uint64_t* taken;        // one bit per token of the row
-  float* keys;            // [num_lists], then -1 to the end of a vector
-  int32_t* sizes;         // [num_lists], then 0
-  Candidate* candidates;  // [num_lists]
+  int32_t* filled;        // for TakenTokens
+  PackedLists all;        // in order of list id
+  PackedLists near;       // those above the threshold, in the same order
+  int32_t* near_lists;    // view << 16 | list
+  Candidate* candidates;  // what is sorted
+};
+
+// Key bits between which a sum over lists of descending key passes a number of members.
+struct KeyBracket {
+  uint32_t low;   // lists of no lesser key hold at least as many; or 0
+  uint32_t high;  // lists of no lesser key hold fewer
 };
 
 struct ListRef {
@@ -101,70 +129,13 @@ class Selector {
     SetExcluded(false);
   }
 
-  // Writes what was taken in ascending order and returns how much it was.
-  int32_t Write(int32_t page_tokens, int32_t* slots, int32_t* positions) const {
-    int32_t buffer[kWriteBuffer];
-    int32_t buffered = 0, count = 0;
-    for (int32_t w = 0; w <= scratch_.num_words; ++w) {
-      if (w == scratch_.num_words || buffered > kWriteBuffer - kWordRoom) {
-        WriteSlots(buffer, buffered, page_tokens, slots + count);
-        if (positions != nullptr) std::copy_n(buffer, buffered, positions + count);
-        count += buffered;
-        buffered = 0;
-      }
-      if (w < scratch_.num_words && scratch_.taken[w] != 0) {
-        buffered += ExpandWord(w, buffer + buffered);
-      }
-    }
-    return count;
+  // What was taken, for a SlotWriter.
+  TakenTokens Taken(int32_t page_tokens) const {
+    return {scratch_.taken, 2 * scratch_.num_words, row_.num_tokens, row_.block_table,
+            page_tokens,    scratch_.filled};
   }
 
  private:
-  static constexpr int32_t kWriteBuffer = 512;
-  static constexpr int32_t kWordRoom = 64 + kScratchPadding;  // of positions, and a vector's tail
-
-  // The positions of the bits of word `w`; returns their number. May write a vector too much.
-  int32_t ExpandWord(int32_t w, int32_t* out) const {
-#if HWY_TARGET == HWY_SCALAR
-    int32_t count = 0;
-    for (uint64_t bits = scratch_.taken[w]; bits != 0; bits &= bits - 1) {
-      out[count++] = w * 64 + std::countr_zero(bits);
-    }
-    return count;
-#else
-    // A loop over bits mispredicts its end once per word; this has no branch.
-    const DI di;
-    const int32_t lanes = hn::Lanes(di);
-    const auto from_0 = hn::Iota(di, 0);
-    const uint64_t word = scratch_.taken[w];
-    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(scratch_.taken + w);
-    int32_t count = 0;
-    for (int32_t first = 0; first < 64; first += lanes) {
-      const auto positions = hn::Add(from_0, hn::Set(di, w * 64 + first));
-      hn::StoreU(hn::CompressBits(positions, bytes + first / 8), di, out + count);
-      count += std::popcount(word >> first & ((uint64_t{1} << lanes) - 1));
-    }
-    return count;
-#endif
-  }
-
-  void WriteSlots(const int32_t* positions, int32_t count, int32_t page_tokens,
-                  int32_t* slots) const {
-    const DI di;
-    const int32_t shift = std::countr_zero(static_cast<uint32_t>(page_tokens));
-    const auto in_page = hn::Set(di, page_tokens - 1);
-    const int32_t* const table = row_.block_table;
-    int32_t k = 0;
-    for (const int32_t lanes = hn::Lanes(di); k + lanes <= count; k += lanes) {
-      const auto position = hn::LoadU(di, positions + k);
-      const auto page = hn::GatherIndex(di, table, hn::ShiftRightSame(position, shift));
-      hn::StoreU(hn::Or(hn::ShiftLeftSame(page, shift), hn::And(position, in_page)), di, slots + k);
-    }
-    for (; k < count; ++k) {
-      slots[k] = table[positions[k] >> shift] << shift | (positions[k] & (page_tokens - 1));
-    }
-  }
-
   void Fill() {
     remaining_ = row_.budget - MarkRange(0, std::min(row_.num_sinks, row_.num_tokens));
     remaining_ -= MarkRange(std::max(row_.num_tokens - row_.num_recent, 0), row_.num_tokens);
@@ -174,10 +145,28 @@ class Selector {
     if (remaining_ <= 0) return;
     // A token is in at most one list of each of two partitions, so lists of twice the tokens that
     // are left fill the budget; unless some were taken before, and then the rest follows.
-    const float threshold = FindThreshold(2 * int64_t{remaining_});
-    if (!Walk(Collect(threshold, kInfinity)) && threshold > 0.0f) {
-      Walk(Collect(0.0f, FloatFromBits(FloatBits(threshold) - 1)));
+    const int64_t members = 2 * int64_t{remaining_};
+    const uint32_t greatest = FloatBits(greatest_key_);
+    const uint32_t first = greatest > kFirstBits ? greatest - kFirstBits : 0;
+    const uint32_t least = Narrow(scratch_.all, {first, greatest + 1}, members, 2 * members).low;
+    if (TakeBetween(least, greatest)) return;
+    if (least > 0) TakeBetween(0, least - 1);
+  }
+
+  // Takes lists with key bits in [least, greatest], best first; returns whether that was enough.
+  bool TakeBetween(uint32_t least, uint32_t greatest) {
+    Collect(FloatFromBits(least), FloatFromBits(greatest));
+    // With a mass target the walk may stop at any list, so it has to see all of them in order.
+    if (row_.mass_target <= 0.0f) {
+      const PackedLists& near = scratch_.near;
+      const KeyBracket all = {least, greatest + 1};
+      for (int round = 0; round < kBulkRounds; ++round) {
+        if (Walk(Extract(Narrow(near, all, int64_t{remaining_} + 1, 0).high))) return true;
+      }
+      const int64_t members = 2 * int64_t{remaining_};
+      if (Walk(Sort(Extract(Narrow(near, all, members, 2 * members).low)))) return true;
     }
+    return Walk(Sort(Extract(least)));
   }
 
   void SetExcluded(bool taken) {
@@ -193,10 +182,11 @@ class Selector {
   }
 
   void LoadLists(const float* keys) {
-    const int32_t lists = scratch_.num_lists;
-    std::copy_n(keys, lists, scratch_.keys);
-    std::fill_n(scratch_.keys + lists, kScratchPadding, -1.0f);
-    int32_t* sizes = scratch_.sizes;
+    const int32_t lists = CountLists(views_, num_views_);
+    scratch_.all.count = lists;
+    std::copy_n(keys, lists, scratch_.all.keys);
+    std::fill_n(scratch_.all.keys + lists, kScratchPadding, -1.0f);
+    int32_t* sizes = scratch_.all.sizes;
     for (int32_t v = 0; v < num_views_; ++v) {
       const uint16_t* const offsets = views_[v].offsets;
       const int32_t nlist = views_[v].nlist;
@@ -204,79 +194,125 @@ class Selector {
       sizes += nlist;
     }
     std::fill_n(sizes, kScratchPadding, 0);
+    const DF df;
+    auto greatest = hn::Zero(df);
+    for (int32_t i = 0; i < lists; i += hn::Lanes(df)) {
+      const auto key = hn::Load(df, scratch_.all.keys + i);
+      greatest = hn::IfThenElse(hn::Gt(key, greatest), key, greatest);  // not for NaN
+    }
+    greatest_key_ = hn::GetLane(hn::MaxOfLanes(df, greatest));
   }
 
   // members[j] = of lists with key >= thresholds[j].
-  void CountMembers(const float* thresholds, int64_t* members) const {
+  static void CountMembers(const PackedLists& lists, const float* thresholds, int64_t* members) {
     const DF df;
     const DI di;
     hn::Vec<DI> sums[kSplit];
-    for (int j = 1; j < kSplit; ++j) sums[j] = hn::Zero(di);
-    for (int32_t i = 0; i < scratch_.num_lists; i += hn::Lanes(df)) {
-      const auto key = hn::Load(df, scratch_.keys + i);
-      const auto size = hn::Load(di, scratch_.sizes + i);
-      for (int j = 1; j < kSplit; ++j) {
+    for (int j = 0; j < kSplit; ++j) sums[j] = hn::Zero(di);
+    for (int32_t i = 0; i < lists.count; i += hn::Lanes(df)) {
+      const auto key = hn::Load(df, lists.keys + i);
+      const auto size = hn::Load(di, lists.sizes + i);
+      for (int j = 0; j < kSplit; ++j) {
         const auto above = hn::RebindMask(di, hn::Ge(key, hn::Set(df, thresholds[j])));
         sums[j] = hn::Add(sums[j], hn::IfThenElseZero(above, size));
       }
     }
-    for (int j = 1; j < kSplit; ++j) members[j] = hn::GetLane(hn::SumOfLanes(di, sums[j]));
+    for (int j = 0; j < kSplit; ++j) members[j] = hn::GetLane(hn::SumOfLanes(di, sums[j]));
   }
 
-  // A key such that lists of no lesser key hold `members` members, and not many more; else 0.
-  float FindThreshold(int64_t members) const {
-    uint32_t low = 0, high = kEndOfKeyBits;
+  // Where lists of descending key come to hold `members` members; stops early once lists of at
+  // least the lower key hold no more than `enough`.
+  static KeyBracket Narrow(const PackedLists& lists, KeyBracket bracket, int64_t members,
+                           int64_t enough) {
     for (int round = 0; round < kSplitRounds; ++round) {
-      const uint32_t step = (high - low) / kSplit;
+      const uint32_t step = (bracket.high - bracket.low) / kSplit;
+      if (step == 0) break;
       float thresholds[kSplit];
       int64_t above[kSplit];
-      for (int j = 1; j < kSplit; ++j) thresholds[j] = FloatFromBits(low + j * step);
-      CountMembers(thresholds, above);
+      for (int j = 0; j < kSplit; ++j) thresholds[j] = FloatFromBits(bracket.low + j * step);
+      CountMembers(lists, thresholds, above);
       int j = kSplit - 1;
-      while (j > 0 && above[j] < members) --j;
-      if (j + 1 < kSplit) high = low + (j + 1) * step;
-      low += j * step;
-      if (j > 0 && above[j] <= members + members / 4) break;
+      while (j >= 0 && above[j] < members) --j;
+      if (j < 0) {
+        bracket = {0, bracket.low};
+        continue;
+      }
+      if (j + 1 < kSplit) bracket.high = bracket.low + (j + 1) * step;
+      bracket.low += j * step;
+      if (above[j] <= enough) break;
     }
-    return FloatFromBits(low);
+    return bracket;
   }
 
-  // The lists with keys in [least, greatest], sorted; returns their number.
-  int32_t Collect(float least, float greatest) {
+  // Packs the lists with keys in [least, greatest].
+  void Collect(float least, float greatest) {
     const DF df;
+    const DI di;
     const int32_t lanes = hn::Lanes(df);
-    Candidate* const candidates = scratch_.candidates;
-    const float* keys = scratch_.keys;
-    int32_t count = 0;
-    for (int32_t v = 0; v < num_views_; keys += views_[v++].nlist) {
+    const auto from_0 = hn::Iota(di, 0);
+    PackedLists& near = scratch_.near;
+    near.count = 0;
+    int32_t i = 0;  // of the view's first list among all
+    for (int32_t v = 0; v < num_views_; i += views_[v++].nlist) {
       for (int32_t first = 0; first < views_[v].nlist; first += lanes) {
-        const auto key = hn::LoadU(df, keys + first);
+        const auto key = hn::LoadU(df, scratch_.all.keys + i + first);
         const auto in_view = hn::FirstN(df, views_[v].nlist - first);
         const auto in_range =
             hn::And(hn::Ge(key, hn::Set(df, least)), hn::Le(key, hn::Set(df, greatest)));
-        HWY_ALIGN uint64_t bits = 0;
-        hn::StoreMaskBits(df, hn::And(in_range, in_view), reinterpret_cast<uint8_t*>(&bits));
-        for (; bits != 0; bits &= bits - 1) {
-          const int32_t i = first + std::countr_zero(bits);
-          const uint32_t key_bits = FloatBits(keys[i]) & 0x7fffffffu;  // -0 is 0
-          candidates[count++] = Candidate{~key_bits} << 32 | static_cast<uint32_t>(v) << 16 | i;
-        }
+        const auto wanted = hn::And(in_range, in_view);
+        const auto wanted_int = hn::RebindMask(di, wanted);
+        const auto size = hn::LoadU(di, scratch_.all.sizes + i + first);
+        const auto list = hn::Add(from_0, hn::Set(di, v << 16 | first));
+        hn::StoreU(hn::Compress(key, wanted), df, near.keys + near.count);
+        hn::StoreU(hn::Compress(size, wanted_int), di, near.sizes + near.count);
+        hn::StoreU(hn::Compress(list, wanted_int), di, scratch_.near_lists + near.count);
+        near.count += static_cast<int32_t>(hn::CountTrue(df, wanted));
       }
     }
-    std::sort(candidates, candidates + count);
+    std::fill_n(near.keys + near.count, kScratchPadding, -1.0f);
+  }
+
+  // Moves the packed lists with key bits >= `least` to the candidates; returns their number.
+  int32_t Extract(uint32_t least) {
+    const DF df;
+    const auto bound = hn::Set(df, FloatFromBits(least));
+    float* const keys = scratch_.near.keys;
+    int32_t count = 0;
+    for (int32_t first = 0; first < scratch_.near.count; first += hn::Lanes(df)) {
+      const auto key = hn::Load(df, keys + first);
+      const auto wanted = hn::Ge(key, bound);
+      HWY_ALIGN uint64_t bits = 0;
+      hn::StoreMaskBits(df, wanted, reinterpret_cast<uint8_t*>(&bits));
+      for (; bits != 0; bits &= bits - 1) {
+        const int32_t i = first + std::countr_zero(bits);
+        const uint32_t key_bits = FloatBits(keys[i]) & 0x7fffffffu;  // -0 is 0
+        scratch_.candidates[count++] =
+            Candidate{~key_bits} << 32 | static_cast<uint32_t>(scratch_.near_lists[i]);
+      }
+      hn::Store(hn::IfThenElse(wanted, hn::Set(df, -1.0f), key), df, keys + first);
+    }
+    return count;
+  }
+
+  int32_t Sort(int32_t count) const {
+    std::sort(scratch_.candidates, scratch_.candidates + count);
     return count;
   }
 
   // Takes the first `count` candidates in order; returns whether that was enough.
   bool Walk(int32_t count) {
+    for (int32_t c = 0; c < std::min(count, kPrefetchLists); ++c) {
+      PrefetchMembers(scratch_.candidates[c]);
+    }
     for (int32_t c = 0; c < count; ++c) {
       if (c + kPrefetchLists < count) PrefetchMembers(scratch_.candidates[c + kPrefetchLists]);
       const ListRef ref = Decode(scratch_.candidates[c]);
       const int32_t taken = TakeList(views_[ref.view], ref.list);
       remaining_ -= taken;
       if (remaining_ == 0) return true;
+      if (row_.mass_target <= 0.0f) continue;
       mass_ += double{ref.key} * taken / heads_;
-      if (row_.mass_target > 0.0f && mass_ >= row_.mass_target) return true;
+      if (mass_ >= row_.mass_target) return true;
     }
     return false;
   }
@@ -298,9 +334,9 @@ class Selector {
       return MarkRange(std::min(begin, row_.num_tokens), std::min(begin + size, row_.num_tokens));
     }
     const uint16_t* const members = view.members + view.offsets[list];
-    int32_t taken = 0;
-    for (int32_t j = 0; j < size; ++j) taken += Mark(view.first_position + members[j]);
-    return taken;
+    int32_t inside = size;  // members ascend
+    while (inside > 0 && view.first_position + members[inside - 1] >= row_.num_tokens) --inside;
+    return MarkAscending(view.first_position, members, inside);
   }
 
   // Until the budget is full, from the end that is to be kept.
@@ -314,8 +350,9 @@ class Selector {
   }
 
   // How many tokens this takes that were not taken.
-  int32_t Mark(int32_t position) {
-    if (position >= row_.num_tokens) return 0;
+  int32_t Mark(int32_t position) { return position < row_.num_tokens ? MarkInside(position) : 0; }
+
+  int32_t MarkInside(int32_t position) {
     uint64_t& word = scratch_.taken[position >> 6];
     const uint64_t bit = uint64_t{1} << (position & 63);
     const int32_t is_new = (word & bit) == 0;
@@ -323,14 +360,36 @@ class Selector {
     return is_new;
   }
 
+  // Neighbours fall into the same word, whose bits are gathered in a register: through memory each
+  // would wait for the one before.
+  int32_t MarkAscending(int32_t first_position, const uint16_t* members, int32_t count) {
+    int32_t taken = 0, at = 0;
+    uint64_t bits = 0;
+    for (int32_t j = 0; j < count; ++j) {
+      const int32_t position = first_position + members[j];
+      if (position >> 6 != at) {
+        taken += MarkBits(at, bits);
+        at = position >> 6;
+        bits = 0;
+      }
+      bits |= uint64_t{1} << (position & 63);
+    }
+    return taken + MarkBits(at, bits);
+  }
+
+  int32_t MarkBits(int32_t w, uint64_t bits) {
+    uint64_t& word = scratch_.taken[w];
+    const int32_t taken = std::popcount(bits & ~word);
+    word |= bits;
+    return taken;
+  }
+
   int32_t MarkRange(int32_t begin, int32_t end) {
     int32_t taken = 0;
     while (begin < end) {
       const int32_t in_word = std::min(64 - (begin & 63), end - begin);
       const uint64_t bits = ~uint64_t{0} >> (64 - in_word) << (begin & 63);
-      uint64_t& word = scratch_.taken[begin >> 6];
-      taken += std::popcount(bits & ~word);
-      word |= bits;
+      taken += MarkBits(begin >> 6, bits);
       begin += in_word;
     }
     return taken;
@@ -341,7 +400,8 @@ class Selector {
   const int32_t num_views_;
   const int32_t heads_;
   const AlwaysTaken always_;
-  const SelectScratch scratch_;
+  SelectScratch scratch_;
+  float greatest_key_ = 0;
   int32_t remaining_ = 0;
   double mass_ = 0;
 };
@@ -352,8 +412,9 @@ void SelectLists(const SelectListsParams& params, int64_t task, const float* key
   selector.Select();
   int32_t* const positions =
       params.positions != nullptr ? params.positions + task * params.slots_stride : nullptr;
-  params.counts[task] =
-      selector.Write(params.page_tokens, params.slots + task * params.slots_stride, positions);
+  params.counts[task] = SlotWriter(selector.Taken(params.page_tokens),
+                                   params.slots + task * params.slots_stride, positions)
+                            .Write();
 }
 
 }  // namespace HWY_NAMESPACE

@@ -8,9 +8,12 @@
 
 #include <cstdint>
 
+#include "csrc/ops/retrieval/dots_vnni.h"
+
 namespace semkv::testing {
 
-// Calls `function` once for every SIMD target that this machine runs, the fallback included.
+// Calls `function` once for every SIMD target that this machine runs, the fallback included, and
+// once more without VNNI where the machine has it.
 template <typename Function>
 void ForEachTarget(const Function& function) {
   for (int64_t target : {HWY_SCALAR, HWY_AVX2, HWY_AVX3}) {
@@ -18,6 +21,12 @@ void ForEachTarget(const Function& function) {
     SCOPED_TRACE(hwy::TargetName(target));
     hwy::SetSupportedTargetsForTest(target);
     function();
+    if (target == HWY_AVX3 && HasVnni()) {
+      SCOPED_TRACE("without VNNI");
+      AllowVnniForTest(false);
+      function();
+      AllowVnniForTest(true);
+    }
     hwy::SetSupportedTargetsForTest(0);
   }
 }

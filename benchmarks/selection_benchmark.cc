@@ -1,0 +1,85 @@
+// The ratios of a sparse decode step: select and attend together, beside a plain read of the whole
+// context and beside our own dense attention.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "benchmarks/attention_layers.h"
+#include "benchmarks/ratios.h"
+#include "benchmarks/selection_layers.h"
+
+namespace semkv {
+namespace {
+
+// One context length and policy. Lists take long to build, so only a row that is measured makes
+// them.
+class SelectionCase {
+ public:
+  SelectionCase(int32_t num_tokens, SelectionPolicy policy)
+      : num_tokens_(num_tokens), policy_(policy), layers_(num_tokens) {}
+
+  SelectionRun& run(bool contiguous) {
+    std::unique_ptr<SelectionRun>& run = runs_[contiguous ? 1 : 0];
+    if (run == nullptr) {
+      run = std::make_unique<SelectionRun>(layers_, num_tokens_, policy_, contiguous);
+    }
+    return *run;
+  }
+  DecodeAttentionRun& dense() {
+    if (dense_ == nullptr) {
+      dense_ = std::make_unique<DecodeAttentionRun>(layers_, num_tokens_,
+                                                    DecodeAttentionRun::Selection::kDense, 0, 1);
+    }
+    return *dense_;
+  }
+
+ private:
+  const int32_t num_tokens_;
+  const SelectionPolicy policy_;
+  const AttentionLayers layers_;
+  std::unique_ptr<SelectionRun> runs_[2];
+  std::unique_ptr<DecodeAttentionRun> dense_;
+};
+
+void AddRow(std::string name, std::string base_name, double goal, std::function<void(int64_t)> run,
+            std::function<void(int64_t)> base, std::vector<RatioCase>& cases) {
+  RatioCase& row = cases.emplace_back();
+  row.name = std::move(name);
+  row.base_name = std::move(base_name);
+  row.goal = goal;
+  row.run = std::move(run);
+  row.base = std::move(base);
+}
+
+// `gate`: of the time of a plain read of the context.
+void AddRows(const std::string& name, const std::string& context, int32_t num_tokens,
+             SelectionPolicy policy, double gate, std::vector<RatioCase>& cases) {
+  const auto c = std::make_shared<SelectionCase>(num_tokens, policy);
+  const std::string plain = "plain read of " + context;
+  const auto select_and_attend = [c](int64_t i) { c->run(false).SelectAndAttend(i); };
+  const auto read = [c](int64_t i) { c->dense().ReadPlainly(i); };
+  AddRow("select+attend/" + name, plain, 1 / gate, select_and_attend, read, cases);
+  AddRow(
+      "select+attend/" + name + "/adjacent", plain, 1 / gate,
+      [c](int64_t i) { c->run(true).SelectAndAttend(i); }, read, cases);
+  AddRow(
+      "select+attend/" + name + "/dense", "attend, dense", 0.0, select_and_attend,
+      [c](int64_t i) { c->dense().Attend(i); }, cases);
+  AddRow(
+      "select/" + name, "plain read of lists", 0.0, [c](int64_t i) { c->run(false).Select(i); },
+      [c](int64_t i) { c->run(false).ReadLists(i); }, cases);
+}
+
+}  // namespace
+
+void AddSelectionRatios(std::vector<RatioCase>& cases) {
+  AddRows("clusters64/32k", "32k", 32768, SelectionPolicy::kClustersOf64, 0.10, cases);
+  AddRows("hybrid/32k", "32k", 32768, SelectionPolicy::kHybrid, 0.12, cases);
+  AddRows("clusters64/128k", "128k", 131072, SelectionPolicy::kClustersOf64, 0.040, cases);
+  AddRows("hybrid/128k", "128k", 131072, SelectionPolicy::kHybrid, 0.060, cases);
+}
+
+}  // namespace semkv

@@ -1,0 +1,169 @@
+#include "csrc/ops/retrieval/dots_vnni.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace semkv {
+namespace {
+
+std::atomic<bool> is_vnni_allowed{true};
+
+}  // namespace
+
+void AllowVnniForTest(bool is_allowed) { is_vnni_allowed = is_allowed; }
+
+void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
+  constexpr int kHalf = kVnniChannels / 2;
+  for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
+    for (int copy = 0; copy < 4; ++copy) {
+      for (int i = 0; i < kHalf; ++i) {
+        out[4 * c + copy * kHalf + i] = query[c + 2 * i];
+        out[4 * c + (4 + copy) * kHalf + i] = query[c + 2 * i + 1];
+      }
+    }
+  }
+}
+
+}  // namespace semkv
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define SEMKV_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define SEMKV_VNNI_INLINE SEMKV_VNNI __attribute__((always_inline)) inline
+
+namespace semkv {
+namespace {
+
+// Four lists share a register, 16 channels of each in its 128-bit blocks: of the sums, blocks then
+// need not be added, and the port that shuffles stays free for products.
+constexpr int kSplitElements = 32;  // int16 of a register
+constexpr int kPrefetchBytes = 4096;
+
+// Block by block: {sum of a's lanes, of b's, of c's, of e's}.
+SEMKV_VNNI_INLINE __m512i SumWithinBlocks(__m512i a, __m512i b, __m512i c, __m512i e) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const __m512i ce = _mm512_add_epi32(_mm512_unpacklo_epi32(c, e), _mm512_unpackhi_epi32(c, e));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, ce), _mm512_unpackhi_epi64(ab, ce));
+}
+
+// The lanes of even codes count 128 * (sum of the query's even channels) too much, code by code.
+SEMKV_VNNI_INLINE __m512i SurplusOfHeads(const int16_t* queries, int32_t head_dim) {
+  __m512i surplus[kVnniHeads];
+  for (int h = 0; h < kVnniHeads; ++h) {
+    surplus[h] = _mm512_setzero_si512();
+    const int16_t* const query = queries + h * VnniQueryElements(head_dim);
+    for (int64_t at = 0; at < VnniQueryElements(head_dim); at += 2 * kSplitElements) {
+      surplus[h] =
+          _mm512_dpwssd_epi32(surplus[h], _mm512_set1_epi16(128), _mm512_load_si512(query + at));
+    }
+  }
+  return SumWithinBlocks(surplus[0], surplus[1], surplus[2], surplus[3]);
+}
+
+// 16 channels of each of four lists.
+SEMKV_VNNI_INLINE __m512i LoadCodes(const int8_t* const* lists, int32_t channel) {
+  const auto load = [&](int l) SEMKV_VNNI {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lists[l] + channel));
+  };
+  __m512i x = _mm512_castsi128_si512(load(0));
+  x = _mm512_inserti32x4(x, load(1), 1);
+  x = _mm512_inserti32x4(x, load(2), 2);
+  return _mm512_inserti32x4(x, load(3), 3);
+}
+
+// sums: [head], lanes of a block to be added. Writes four lists of each head.
+SEMKV_VNNI_INLINE void StoreSums(const __m512i (&sums)[kVnniHeads], __m512i surplus, float* dots,
+                                 int64_t stride) {
+  const __m512i by_list =
+      _mm512_sub_epi32(SumWithinBlocks(sums[0], sums[1], sums[2], sums[3]), surplus);
+  const __m512i transpose = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512 by_head = _mm512_cvtepi32_ps(_mm512_permutexvar_epi32(transpose, by_list));
+  _mm_storeu_ps(dots, _mm512_castps512_ps128(by_head));
+  _mm_storeu_ps(dots + stride, _mm512_extractf32x4_ps(by_head, 1));
+  _mm_storeu_ps(dots + 2 * stride, _mm512_extractf32x4_ps(by_head, 2));
+  _mm_storeu_ps(dots + 3 * stride, _mm512_extractf32x4_ps(by_head, 3));
+}
+
+SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const int16_t* queries,
+                                int32_t head_dim, __m512i surplus, float* dots, int64_t stride) {
+  const __m512i low_byte = _mm512_set1_epi16(0x00ff), low_sign = _mm512_set1_epi16(0x0080);
+  __m512i even_sums[kVnniHeads], odd_sums[kVnniHeads];
+  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = odd_sums[h] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
+    const __m512i codes = LoadCodes(lists, c);
+    // As int16: the odd codes, and the even codes plus 128.
+    const __m512i odd = _mm512_srai_epi16(codes, 8);
+    const __m512i even = _mm512_ternarylogic_epi32(codes, low_sign, low_byte, 0x28);  // (x ^ y) & z
+#pragma GCC unroll 4
+    for (int h = 0; h < kVnniHeads; ++h) {
+      const int16_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * c;
+      even_sums[h] = _mm512_dpwssd_epi32(even_sums[h], even, _mm512_load_si512(query));
+      odd_sums[h] =
+          _mm512_dpwssd_epi32(odd_sums[h], odd, _mm512_load_si512(query + kSplitElements));
+    }
+  }
+  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = _mm512_add_epi32(even_sums[h], odd_sums[h]);
+  StoreSums(even_sums, surplus, dots, stride);
+}
+
+// kHeadDim: 0, or head_dim known to the compiler.
+template <int kHeadDim>
+SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int16_t* queries,
+                         int32_t head_dim, float* dots, int64_t stride) {
+  if constexpr (kHeadDim != 0) head_dim = kHeadDim;
+  const __m512i surplus = SurplusOfHeads(queries, head_dim);
+  const int8_t* block[kVnniLists];
+  for (int32_t i = 0; i < nlist; i += kVnniLists) {
+    const int8_t* const first = lists + int64_t{i} * head_dim;
+    const int last = std::min(kVnniLists, nlist - i) - 1;
+    if (last == kVnniLists - 1) {
+      for (int l = 0; l < kVnniLists; ++l) block[l] = first + l * head_dim;
+    } else {  // the last list stands for those that are not there
+      for (int l = 0; l < kVnniLists; ++l) block[l] = first + std::min(l, last) * head_dim;
+    }
+    for (int32_t at = 0; at < kVnniLists * head_dim; at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(first) + kPrefetchBytes + at, _MM_HINT_T0);
+    }
+    // Hides that the queries stay the same: GCC 12 would load them all before the loop, and spill.
+    asm("" : "+r"(queries));
+    DotBlock(block, queries, head_dim, surplus, dots + i, stride);
+  }
+}
+
+bool DetectVnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+bool HasVnni() {
+  static const bool has_vnni = DetectVnni();
+  return has_vnni && is_vnni_allowed.load(std::memory_order_relaxed);
+}
+
+void DotsVnni(const int8_t* lists, int32_t nlist, const int16_t* queries, int32_t head_dim,
+              float* dots, int64_t stride) {
+  if (head_dim == 128) {
+    DotLists<128>(lists, nlist, queries, head_dim, dots, stride);
+  } else {
+    DotLists<0>(lists, nlist, queries, head_dim, dots, stride);
+  }
+}
+
+}  // namespace semkv
+
+#else  // not x86-64
+
+namespace semkv {
+
+bool HasVnni() { return false; }
+void DotsVnni(const int8_t*, int32_t, const int16_t*, int32_t, float*, int64_t) {}
+
+}  // namespace semkv
+
+#endif

@@ -1,0 +1,37 @@
+// Dot products of query heads with int8 lists by AVX-512 VNNI: vpdpwssd multiplies and adds in one
+// instruction where AVX-512 takes two. Highway 1.0.3 has it for AVX3_DL only, which asks for more
+// than Cascade Lake has; so this one inner loop is written in intrinsics, behind a run-time check.
+//
+// The Highway code of list_dots-inl.h computes the same sums, bit for bit, on every other machine.
+
+#ifndef SEMKV_OPS_RETRIEVAL_DOTS_VNNI_H_
+#define SEMKV_OPS_RETRIEVAL_DOTS_VNNI_H_
+
+#include <cstdint>
+
+namespace semkv {
+
+constexpr int kVnniHeads = 4;      // of one call
+constexpr int kVnniChannels = 16;  // head_dim is a multiple of it
+constexpr int kVnniLists = 4;      // dots are written in such blocks
+
+// Whether this processor has the instruction and tests have not forbidden it.
+bool HasVnni();
+void AllowVnniForTest(bool is_allowed);
+
+// A query head as DotsVnni reads it: every kVnniChannels channels, the even ones four times, then
+// the odd ones four times.
+constexpr int64_t VnniQueryElements(int32_t head_dim) { return int64_t{4} * head_dim; }
+void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out);
+
+// dots[h * stride + i] = sum over channels of query[h, c] * lists[i, c], for kVnniHeads heads.
+// lists: [nlist, head_dim]; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte aligned.
+// dots may be written up to kVnniLists - 1 past nlist.
+//
+// REQUIRES: HasVnni().
+void DotsVnni(const int8_t* lists, int32_t nlist, const int16_t* queries, int32_t head_dim,
+              float* dots, int64_t stride);
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_RETRIEVAL_DOTS_VNNI_H_
