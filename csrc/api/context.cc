@@ -134,11 +134,11 @@ absl::Status Context::CheckPolicy(const semkv_policy& policy) const {
   }
   const double kept = std::floor(double{policy.keep_factor} * policy.budget);
   if (KeepsTokens(policy) &&
-      (options_.query_window < policy.recent || options_.query_window > kept)) {
+      (options_.query_window < RecentTokens(policy) || options_.query_window > kept)) {
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " keeps ", kept, " tokens by the context's last ",
         "options.query_window = ", options_.query_window, " queries, must be in [recent = ",
-        policy.recent, ", ", kept, "]; keep_factor 0 keeps all and needs none"));
+        RecentTokens(policy), ", ", kept, "]; keep_factor 0 keeps all and needs none"));
   }
   return absl::OkStatus();
 }

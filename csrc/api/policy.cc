@@ -65,7 +65,7 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.kind = kind;
   policy.budget = 2048;
   policy.sinks = 16;
-  policy.recent = 64;
+  policy.recent = -1;
   policy.min_context = 4096;
   policy.dense_layers = -1;
   policy.cluster_size = 32;
@@ -132,7 +132,9 @@ absl::Status ValidateKeep(const semkv_policy& policy) {
 absl::Status ValidatePolicy(const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(CheckRange("kind", policy.kind, 0, SEMKV_NUM_POLICIES - 1));
   SEMKV_RETURN_IF_ERROR(CheckRange("sinks", policy.sinks, 0, 1 << 20));
-  SEMKV_RETURN_IF_ERROR(CheckRange("recent", policy.recent, 1, 1 << 20));
+  if (policy.recent != -1) {
+    SEMKV_RETURN_IF_ERROR(CheckRange("recent", policy.recent, 1, 1 << 20));
+  }
   SEMKV_RETURN_IF_ERROR(CheckRange("min_context", policy.min_context, 0, INT32_MAX));
   SEMKV_RETURN_IF_ERROR(CheckRange("dense_layers", policy.dense_layers, -1, 1 << 16));
   SEMKV_RETURN_IF_ERROR(CheckRange("cluster_size", policy.cluster_size, 1, kWindowTokens));
@@ -157,10 +159,11 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy.mass_target is ", policy.mass_target, ", must be in [0, 1)"));
   }
-  if (policy.kind != SEMKV_POLICY_DENSE && policy.budget < policy.sinks + policy.recent) {
+  const int32_t recent = policy.recent == -1 ? kLeastRecent : policy.recent;
+  if (policy.kind != SEMKV_POLICY_DENSE && policy.budget < policy.sinks + recent) {
     return absl::InvalidArgumentError(absl::StrCat("policy.budget is ", policy.budget,
                                                    ", must hold sinks + recent = ", policy.sinks,
-                                                   " + ", policy.recent));
+                                                   " + ", recent));
   }
   return absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 #ifndef SEMKV_API_POLICY_H_
 #define SEMKV_API_POLICY_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -47,6 +48,18 @@ bool SameLists(const semkv_policy& a, const semkv_policy& b);
 inline int32_t DenseLayers(const semkv_policy& policy, int32_t num_layers) {
   if (policy.dense_layers >= 0) return policy.dense_layers;
   return num_layers >= 12 ? 2 : 0;
+}
+
+// The least that RecentTokens chooses; a budget must hold them beside the sinks.
+inline constexpr int32_t kLeastRecent = 16;
+
+// Number of last tokens always attended. Small budgets keep room for lists.
+inline int32_t RecentTokens(const semkv_policy& policy) {
+  constexpr int32_t kMost = 64;
+  if (policy.recent >= 0) return policy.recent;
+  const int32_t room = policy.budget - policy.sinks;
+  if (policy.kind == SEMKV_POLICY_WINDOW) return room;
+  return std::min(std::clamp(policy.budget / 8, kLeastRecent, kMost), room);
 }
 
 }  // namespace semkv

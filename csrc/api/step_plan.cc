@@ -153,7 +153,7 @@ void StepPlan::FillRetrievalRow(int32_t r) {
   out.budget = policy.budget;
   out.num_sinks = std::min(policy.sinks, row.num_tokens);
   // Tokens that no list holds yet count as recent, as far as the budget goes or beside it.
-  int32_t recent = policy.recent;
+  int32_t recent = RecentTokens(policy);
   if (UsesLists(policy)) {
     const int32_t open = std::max(0, row.num_tokens - row.state->index.reachable_end());
     if (policy.open_beside != 0) out.budget += open;

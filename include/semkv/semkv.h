@@ -130,14 +130,16 @@ typedef struct semkv_policy {
   uint32_t struct_size;
   int32_t kind;         /* SEMKV_POLICY_* */
   int32_t budget;       /* tokens attended per (row, KV head) and step, everything included: sinks,
-                           lists, recent, current; >= sinks + recent. Exceeded only where
-                           open_beside or warm_up say so */
+                           lists, recent, current; >= sinks + recent (16 if that is -1). Exceeded only
+                           where       open_beside or warm_up say so */
   int32_t sinks;        /* first tokens, always attended */
-  int32_t recent;       /* last tokens, the current one included, always attended; >= 1 */
+  int32_t recent;       /* last tokens, the current one included, always attended; >= 1; -1: 64, or
+                           an eighth of a budget below 512, at least 16; of window: all but the sinks */
   int32_t min_context;  /* shorter rows are attended densely */
   int32_t force_sparse; /* 1: never fall back to dense because a row is short (for tests) */
   int32_t dense_layers; /* first layers attended densely; -1: 2 from 12 layers on, else 0 */
-  int32_t cluster_size; /* mean tokens per cluster */
+  int32_t cluster_size; /* mean tokens per cluster; down to half where a prompt of few tokens would
+                           get less than 256 clusters (clusterkv: never) */
   int32_t cluster_metric; /* SEMKV_METRIC_* */
   int32_t kmeans_iterations;
   int32_t sentence_min_tokens; /* shorter fragments are merged forward; 1: never */

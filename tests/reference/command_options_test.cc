@@ -116,7 +116,9 @@ TEST(CommandOptionsTest, RefusalsNameTheOptionAndTheNumbers) {
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--policy", "best"})), "hybrid"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--policy", "dense", "--policy", "dense"})),
                                 "twice"));
-  EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--budget", "79"})),
+  EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--budget", "31"})),
+                                "31 tokens is below 16 sinks + 16 recent tokens = 32"));
+  EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--budget", "79", "--recent", "64"})),
                                 "79 tokens is below 16 sinks + 64 recent tokens = 80"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--budget", "many"})), "--budget"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--recent", "0"})), "--recent"));

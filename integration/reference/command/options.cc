@@ -115,7 +115,8 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
       ->allow_extra_args(false);
   const CLI::Range tokens(0, 1 << 30);
   app->add_option("--sinks", overrides->sinks, "first tokens, always read [16]")->check(tokens);
-  app->add_option("--recent", overrides->recent, "last tokens, always read [64]")
+  app->add_option("--recent", overrides->recent,
+                  "last tokens, always read [64, less if the budget is below 512; window: all]")
       ->check(CLI::Range(1, 1 << 30));
   app->add_option("--dense-layers", overrides->dense_layers,
                   "first layers that read everything; -1: 2 from 12 layers on, else 0 [-1]")
@@ -278,13 +279,18 @@ absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
   }
   policy.force_sparse = overrides.force_sparse ? 1 : 0;
   policy.estimate_rest = overrides.estimate_rest ? 1 : 0;
-  const int64_t always = static_cast<int64_t>(policy.sinks) + policy.recent;
-  if (kind != SEMKV_POLICY_DENSE && budget < always) {
+  const int64_t least = LeastBudget(policy);
+  if (kind != SEMKV_POLICY_DENSE && budget < least) {
     return absl::InvalidArgumentError(absl::StrCat("a budget of ", budget, " tokens is below ",
-                                                   policy.sinks, " sinks + ", policy.recent,
-                                                   " recent tokens = ", always));
+                                                   policy.sinks, " sinks + ", least - policy.sinks,
+                                                   " recent tokens = ", least));
   }
   return policy;
+}
+
+int64_t LeastBudget(const semkv_policy& policy) {
+  constexpr int32_t kLeastRecent = 16;  // where the library chooses
+  return int64_t{policy.sinks} + (policy.recent == -1 ? kLeastRecent : policy.recent);
 }
 
 int32_t MostAttended(const semkv_policy& policy, int32_t max_tokens) {

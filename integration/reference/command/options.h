@@ -80,6 +80,9 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
 absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
                                         const PolicyOverrides& overrides);
 
+// sinks + recent: what a budget must hold.
+int64_t LeastBudget(const semkv_policy& policy);
+
 // The most tokens that a row of `policy` attends to in a step of a sequence of `max_tokens`: the
 // budget, unless the policy exceeds it (EngineOptions::max_budget).
 int32_t MostAttended(const semkv_policy& policy, int32_t max_tokens);

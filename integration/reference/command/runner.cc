@@ -89,8 +89,8 @@ class RunSession {
 absl::StatusOr<semkv_policy> RunSession::PolicyOf(int32_t kind) const {
   SEMKV_ASSIGN_OR_RETURN(semkv_policy policy,
                          MakePolicy(kind, options_.budget, options_.overrides));
-  policy.budget =
-      std::min(policy.budget, std::max(MaxSequenceTokens(), policy.sinks + policy.recent));
+  const int64_t useful = std::max(int64_t{MaxSequenceTokens()}, LeastBudget(policy));
+  policy.budget = static_cast<int32_t>(std::min(int64_t{policy.budget}, useful));
   return policy;
 }
 
@@ -267,7 +267,7 @@ absl::Status RunSession::SweepBudgets(semkv_sequence parent, const semkv_policy&
     progress_->Show(absl::StrCat(measurement->name, ": mass against budget"), done++,
                     std::size(kSweepDivisors));
     const int32_t budget = run_.context_tokens / divisor;
-    if (budget < policy.sinks + policy.recent) continue;
+    if (budget < LeastBudget(policy)) continue;
     SEMKV_ASSIGN_OR_RETURN(const double mass, MassAt(parent, policy, budget));
     measurement->budget_sweep.push_back({budget, mass});
   }
