@@ -190,9 +190,11 @@ absl::StatusOr<semkv_sequence_info> Context::SequenceInfo(semkv_sequence sequenc
   info.num_segments = state->index.num_segments();
   info.num_lists = state->index.num_lists();
   info.index_bytes = state->index.bytes();
+  info.index_reserved_bytes = state->index.reserved_bytes();
   if (state->kept != nullptr) {
     info.num_lists += state->kept->num_lists();
     info.index_bytes += state->kept->bytes();
+    info.index_reserved_bytes += state->kept->reserved_bytes();
     info.num_hidden = state->kept->num_tokens() - state->kept->num_kept();
   }
   info.kv_bytes = int64_t{2} * state->num_tokens * options_.num_layers * options_.num_kv_heads *

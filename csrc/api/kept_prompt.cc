@@ -195,4 +195,10 @@ int64_t KeptPrompt::bytes() const {
   return total;
 }
 
+int64_t KeptPrompt::reserved_bytes() const {
+  int64_t total = static_cast<int64_t>(fixed_.size() * sizeof(int32_t));
+  for (const Piece& piece : pieces_) total += piece.lists.reserved_bytes();
+  return total;
+}
+
 }  // namespace semkv

@@ -45,6 +45,7 @@ class KeptPrompt {
   int64_t num_lists() const;
   int32_t max_lists() const;  // of one head
   int64_t bytes() const;
+  int64_t reserved_bytes() const;
 
  private:
   // Consecutive whole sentences, so many that members fit 16 bits.

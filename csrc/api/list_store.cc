@@ -163,6 +163,21 @@ int64_t ListStore::num_lists() const {
 }
 
 int64_t ListStore::bytes() const {
+  int64_t per_list = centroid_bytes();
+  if (shape_.form == CentroidForm::kInt8) per_list += 4;
+  if (shape_.form != CentroidForm::kBounds) per_list += 4;
+  if (shape_.value_means) per_list += int64_t{2} * shape_.head_dim;
+  int64_t total = shape_.ranges ? 2 * static_cast<int64_t>(offsets_.size()) : 0;
+  for (int32_t cell = 0; cell < shape_.num_cells; ++cell) {
+    const int64_t n = nlist_[cell];
+    if (n == 0) continue;
+    total += n * per_list + int64_t{4} * shape_.head_dim;
+    if (!shape_.ranges) total += 2 * (n + 1 + offsets_[int64_t{cell} * (max_lists_ + 1) + n]);
+  }
+  return total;
+}
+
+int64_t ListStore::reserved_bytes() const {
   return static_cast<int64_t>(centroids_.size() + 4 * (scales_.size() + variances_.size()) +
                               4 * centers_.size() +
                               2 * (offsets_.size() + members_.size() + value_means_.size()));

@@ -66,8 +66,9 @@ class ListStore {
   // The place of range list i, relative to the first token: [offset, offset of the next).
   const std::vector<uint16_t>& range_offsets() const { return offsets_; }
   int64_t num_lists() const;
-  // Bytes reserved for vectors, scales, variances, places and members.
+  // Bytes of vectors, scales, variances, places and members, and of the room kept for more.
   int64_t bytes() const;
+  int64_t reserved_bytes() const;
 
  private:
   int64_t centroid_bytes() const;

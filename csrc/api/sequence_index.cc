@@ -341,4 +341,13 @@ int64_t SequenceIndex::bytes() const {
   return total;
 }
 
+int64_t SequenceIndex::reserved_bytes() const {
+  int64_t total = tail_.pages.reserved_bytes() + tail_.sentences.reserved_bytes() +
+                  tail_.clusters.reserved_bytes();
+  for (const std::shared_ptr<const Segment>& segment : segments_) {
+    total += segment->ranges.reserved_bytes() + segment->clusters.reserved_bytes();
+  }
+  return total;
+}
+
 }  // namespace semkv

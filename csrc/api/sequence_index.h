@@ -126,6 +126,7 @@ class SequenceIndex {
   // Most lists that one cell has room for: an upper bound that moves only when stores grow.
   int32_t max_lists() const;
   int64_t bytes() const;
+  int64_t reserved_bytes() const;
   const IndexRecipe& recipe() const { return recipe_; }
 
  private:

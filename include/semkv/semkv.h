@@ -131,15 +131,15 @@ typedef struct semkv_policy {
   int32_t kind;         /* SEMKV_POLICY_* */
   int32_t budget;       /* tokens attended per (row, KV head) and step, everything included: sinks,
                            lists, recent, current; >= sinks + recent (16 if that is -1). Exceeded only
-                           where       open_beside or warm_up say so */
+                           where open_beside or warm_up say so */
   int32_t sinks;        /* first tokens, always attended */
   int32_t recent;       /* last tokens, the current one included, always attended; >= 1; -1: 64, or
                            an eighth of a budget below 512, at least 16; of window: all but the sinks */
   int32_t min_context;  /* shorter rows are attended densely */
   int32_t force_sparse; /* 1: never fall back to dense because a row is short (for tests) */
   int32_t dense_layers; /* first layers attended densely; -1: 2 from 12 layers on, else 0 */
-  int32_t cluster_size; /* mean tokens per cluster; down to half where a prompt of few tokens would
-                           get less than 256 clusters (clusterkv: never) */
+  int32_t cluster_size; /* mean tokens per cluster; down to half where a segment has too few tokens
+                           for 256 clusters (clusterkv: never) */
   int32_t cluster_metric; /* SEMKV_METRIC_* */
   int32_t kmeans_iterations;
   int32_t sentence_min_tokens; /* shorter fragments are merged forward; 1: never */
@@ -425,10 +425,11 @@ typedef struct semkv_sequence_info {
   int32_t num_tokens;
   int32_t num_indexed; /* tokens in sealed or open segments */
   int32_t num_segments;
-  int64_t num_lists;   /* over all layers, KV heads and partitions */
-  int64_t index_bytes; /* semantic vectors, scales, variances, offsets and members */
-  int64_t kv_bytes;    /* the sequence's KV in the pool's dtype */
-  int32_t num_hidden;  /* prompt tokens out of reach, per layer and query head (keep_factor) */
+  int64_t num_lists;            /* over all layers, KV heads and partitions */
+  int64_t index_bytes;          /* semantic vectors, scales, variances, offsets and members */
+  int64_t index_reserved_bytes; /* memory held for them, room for what is decoded included */
+  int64_t kv_bytes;             /* the sequence's KV in the pool's dtype */
+  int32_t num_hidden; /* prompt tokens out of reach, per layer and query head (keep_factor) */
   int32_t reserved;
 } semkv_sequence_info;
 SEMKV_EXPORT int semkv_sequence_info_get(semkv_context* context, semkv_sequence sequence,

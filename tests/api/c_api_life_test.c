@@ -246,8 +246,8 @@ static void SparseStep(semkv_context* context, semkv_plan* plan, semkv_sequence 
 static void TestPolicyRefusals(semkv_context* context, semkv_sequence sequence) {
   semkv_policy policy;
   EXPECT_OK(semkv_policy_init(&policy, SEMKV_POLICY_HYBRID));
-  policy.budget = 40;
-  EXPECT_FAILS(semkv_sequence_set_policy(context, sequence, &policy), SEMKV_INVALID_ARGUMENT, "40");
+  policy.budget = 30;
+  EXPECT_FAILS(semkv_sequence_set_policy(context, sequence, &policy), SEMKV_INVALID_ARGUMENT, "30");
   EXPECT_OK(semkv_policy_init(&policy, SEMKV_POLICY_HYBRID));
   policy.kind = 99;
   EXPECT_FAILS(semkv_sequence_set_policy(context, sequence, &policy), SEMKV_INVALID_ARGUMENT, "99");

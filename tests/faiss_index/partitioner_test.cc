@@ -182,6 +182,26 @@ TEST(ClusterPartitionerTest, NlistIsClampedToTheTokens) {
   EXPECT_EQ(lists.nlist(), 5);
 }
 
+TEST(ClusterPartitionerTest, ShortInputsGetSmallerClusters) {
+  ClusterOptions options;
+  options.mean_size = 32;
+  const auto lists = [&](int32_t min_nlist, int32_t nlist, int32_t num_tokens) {
+    options.min_nlist = min_nlist;
+    options.nlist = nlist;
+    return NumClusters(options, num_tokens);
+  };
+  EXPECT_EQ(lists(0, 0, 8192), 256);
+  EXPECT_EQ(lists(256, 0, 8192), 256);
+  EXPECT_EQ(lists(256, 0, 16384), 512);
+  EXPECT_EQ(lists(256, 0, 6000), 256);  // of 23 tokens
+  EXPECT_EQ(lists(256, 0, 4096), 256);
+  EXPECT_EQ(lists(256, 0, 2000), 125);  // of 16: not below half
+  EXPECT_EQ(lists(256, 0, 15), 1);
+  EXPECT_EQ(lists(256, 10, 2000), 10);  // a number given is taken
+  options.mean_size = 1;
+  EXPECT_EQ(lists(256, 0, 100), 100);
+}
+
 TEST(ClusterPartitionerTest, EqualKeysMakeOneList) {
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
     ClusterOptions options;

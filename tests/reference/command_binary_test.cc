@@ -87,7 +87,7 @@ class CommandBinaryTest : public testing::Test {
 TEST_F(CommandBinaryTest, RefusesWithOneLine) {
   EXPECT_TRUE(absl::StrContains(Refusal(""), "run or evaluate"));
   EXPECT_TRUE(absl::StrContains(Refusal(Run("--policy best")), "unknown policy 'best'"));
-  EXPECT_TRUE(absl::StrContains(Refusal(Run("--budget 60")), "60 tokens is below 16 sinks + 64"));
+  EXPECT_TRUE(absl::StrContains(Refusal(Run("--budget 31")), "31 tokens is below 16 sinks + 16"));
   EXPECT_TRUE(absl::StrContains(Refusal(Run("--max-new-tokens 40000")), "32768 positions"));
   EXPECT_TRUE(absl::StrContains(Refusal("run --model m --prompt-file " + Path("short.txt")),
                                 "no question"));
@@ -200,19 +200,22 @@ TEST_F(CommandBinaryTest, EvaluatesDocuments) {
   Write("documents.jsonl", lines);
   const Outcome outcome = Semkv(absl::StrCat(
       "evaluate --model ", model_, " --documents ", Path("documents.jsonl"),
-      " --budget-fraction 0.25 --budget-fraction 0.5 --policy hybrid --policy window --threads 1 "
-      "--json ",
+      " --budget-fraction 0.25 --budget-fraction 0.5 --policy hybrid --policy sentence "
+      "--policy cluster --policy pages --policy quest --policy window --threads 1 --json ",
       Path("a.json")));
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_EQ(outcome.err, "");
   EXPECT_TRUE(absl::StartsWith(outcome.out, "| kind |"));
   const nlohmann::json json = nlohmann::json::parse(*ReadFile(Path("a.json")));
-  ASSERT_EQ(json["cells"].size(), 5u) << outcome.out;
-  for (size_t i = 1; i < 5; ++i) {
+  ASSERT_EQ(json["cells"].size(), 13u) << outcome.out;
+  for (size_t i = 1; i < 13; ++i) {
     const nlohmann::json& cell = json["cells"][i];
     EXPECT_EQ(cell["questions"], 2);
-    EXPECT_EQ(cell["fallbacks"].size(), 0u);
-    EXPECT_LE(cell["most_attended_of_budget"].get<double>(), 1.0);
+    EXPECT_EQ(cell["fallbacks"].size(), 0u) << cell;
+    // attended <= budget < context
+    EXPECT_LE(cell["most_attended_of_budget"].get<double>(), 1.0) << cell;
+    EXPECT_LE(cell["attended_tokens_mean"], cell["budget_mean"]);
+    EXPECT_LE(cell["budget_mean"].get<double>(), 0.5 * cell["context"].get<double>() * 1.45);
   }
 }
 

@@ -227,7 +227,8 @@ absl::Status EvaluationSession::EvaluatePolicy(const TokenizedDocument& document
     info.struct_size = sizeof(info);
     SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_sequence_info_get(context(), indexed.id(), &info)));
     cell.num_documents += 1;
-    cell.index_share += static_cast<double>(info.index_bytes) / static_cast<double>(info.kv_bytes);
+    cell.index_share += GeometryOf(engine_->config(), options_.model.kv_dtype)
+                            .IndexShare(info.index_bytes, info.num_tokens);
     SEMKV_ASSIGN_OR_RETURN(
         const std::vector<ForcedResult> results,
         options_.prefill_question

@@ -150,7 +150,7 @@ double Cell::budget_mean() const {
 std::string EvaluationTable(const Cells& cells) {
   std::string table =
       "| kind | context | budget | policy | questions | dense right | kept | agree | KL | attended "
-      "| mass | mass p5 | index/KV | fallbacks |\n"
+      "| mass | mass p5 | index/KV16 | fallbacks |\n"
       "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n";
   for (const Cells::const_iterator entry : InOrder(cells)) {
     const auto& [key, cell] = *entry;
@@ -176,26 +176,27 @@ std::string EvaluationJson(const std::string& model, int64_t num_documents, cons
     const auto& [key, cell] = *entry;
     Json fallbacks = Json::object();
     for (const auto& [reason, count] : cell.fallbacks) fallbacks[reason] = count;
-    array.push_back({{"kind", key.kind},
-                     {"context", key.context},
-                     {"budget_fraction", key.budget_fraction},
-                     {"policy", key.policy},
-                     {"questions", cell.num_questions},
-                     {"dense_right", cell.num_dense_right},
-                     {"right", cell.num_right},
-                     {"kept", cell.num_kept},
-                     {"kept_share", cell.kept_share()},
-                     {"agreement", Share(cell.num_agreeing, cell.num_questions)},
-                     {"mean_kl_to_dense", Mean(cell.divergence)},
-                     {"kl_by_question", cell.question_kl},
-                     {"budget_mean", cell.budget_mean()},
-                     {"attended_tokens_mean", cell.attended_mean()},
-                     {"most_attended_of_budget", cell.most_attended_of_budget},
-                     {"captured_mass_mean", MassMean(cell)},
-                     {"captured_mass_p5", MassP5(cell)},
-                     {"index_share", cell.index_share / static_cast<double>(std::max<int64_t>(
-                                                            cell.num_documents, 1))},
-                     {"fallbacks", std::move(fallbacks)}});
+    array.push_back(
+        {{"kind", key.kind},
+         {"context", key.context},
+         {"budget_fraction", key.budget_fraction},
+         {"policy", key.policy},
+         {"questions", cell.num_questions},
+         {"dense_right", cell.num_dense_right},
+         {"right", cell.num_right},
+         {"kept", cell.num_kept},
+         {"kept_share", cell.kept_share()},
+         {"agreement", Share(cell.num_agreeing, cell.num_questions)},
+         {"mean_kl_to_dense", Mean(cell.divergence)},
+         {"kl_by_question", cell.question_kl},
+         {"budget_mean", cell.budget_mean()},
+         {"attended_tokens_mean", cell.attended_mean()},
+         {"most_attended_of_budget", cell.most_attended_of_budget},
+         {"captured_mass_mean", MassMean(cell)},
+         {"captured_mass_p5", MassP5(cell)},
+         {"index_share_of_kv16",
+          cell.index_share / static_cast<double>(std::max<int64_t>(cell.num_documents, 1))},
+         {"fallbacks", std::move(fallbacks)}});
   }
   const Json json = {{"model", model},
                      {"version", semkv_version()},

@@ -75,7 +75,7 @@ struct Cell {
   double budget_tokens = 0.0;         // summed over the decode steps
   int64_t num_steps = 0;
   double most_attended_of_budget = 0.0;  // largest mean attended / budget of any document
-  double index_share = 0.0;              // index bytes / KV bytes, summed over the documents
+  double index_share = 0.0;              // index bytes / 16-bit KV bytes, summed over the documents
   int64_t num_documents = 0;
   std::map<std::string, int64_t> fallbacks;
 

@@ -61,6 +61,12 @@ int64_t KvGeometry::TokenBytes() const {
   return 2 * element * num_layers * num_kv_heads * head_dim;
 }
 
+double KvGeometry::IndexShare(int64_t index_bytes, int64_t num_tokens) const {
+  constexpr int64_t kBytes16 = 2;
+  const int64_t elements = 2 * num_tokens * num_layers * num_kv_heads * head_dim;
+  return static_cast<double>(index_bytes) / static_cast<double>(kBytes16 * elements);
+}
+
 ReadSummary SummarizeReads(const semkv_stats& before, const semkv_stats& after,
                            const KvGeometry& geometry, int64_t num_tokens, int64_t context_tokens) {
   ReadSummary summary;

@@ -41,6 +41,9 @@ struct KvGeometry {
   int32_t kv_dtype = SEMKV_DTYPE_F32;
 
   int64_t TokenBytes() const;
+  // `index_bytes` as a share of what `num_tokens` >= 1 tokens take at 16 bits, whatever kv_dtype
+  // is.
+  double IndexShare(int64_t index_bytes, int64_t num_tokens) const;
 };
 
 // What a pass of decode steps read, dense (row, layer) pairs included with their whole context.

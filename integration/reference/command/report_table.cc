@@ -46,9 +46,7 @@ std::string Cell(const RunMeasurement& run, const PolicyMeasurement& policy, siz
       return absl::StrFormat("%.0f", policy.index_build_ms);
     default:
       return absl::StrFormat(
-          "%.1f %%",
-          100.0 * static_cast<double>(policy.index_bytes) /
-              std::max(1.0, static_cast<double>(run.geometry.TokenBytes()) * run.context_tokens));
+          "%.1f %%", 100.0 * run.geometry.IndexShare(policy.index_bytes, run.context_tokens));
   }
 }
 
@@ -116,7 +114,7 @@ std::vector<TableColumn> RunColumns(const RunMeasurement& run) {
   std::vector<TableColumn> columns = {{"policy", {}},     {"agrees", {}},   {"KL", {}},
                                       {"mass", {}},       {"mass p5", {}},  {"attended", {}},
                                       {"read/token", {}}, {"of dense", {}}, {"ms/token", {}},
-                                      {"select ms", {}},  {"index ms", {}}, {"index/KV", {}}};
+                                      {"select ms", {}},  {"index ms", {}}, {"index/KV16", {}}};
   for (size_t c = 0; c < columns.size(); ++c) {
     for (const PolicyMeasurement& policy : run.policies) {
       columns[c].cells.push_back(Cell(run, policy, c));
