@@ -246,6 +246,43 @@ TEST_F(SequenceIndexTest, SelectionsHoldExactlyTheBudgetAndNoTokenTwice) {
   }
 }
 
+// Index bytes of 8,192 tokens beside the sinks as a share of their KV at 16 bits.
+double IndexShare(const semkv_policy& policy, int32_t head_dim, int32_t sentence_tokens) {
+  const int32_t length = 16 + 8192;
+  std::mt19937_64 rng(TestSeed(10));
+  const int64_t floats = int64_t{length} * kHeads * head_dim;
+  const std::vector<float> keys = RandomNormal(rng, floats), values = RandomNormal(rng, floats);
+  std::vector<uint8_t> closes(length, 0);
+  for (int32_t t = 15 + sentence_tokens; t < length; t += sentence_tokens) closes[t] = 1;
+  IndexFixture fixture(kHeads, head_dim, keys, values, policy);
+  fixture.Index(length, closes.data());
+  const SequenceIndex& index = fixture.index();
+  EXPECT_GE(index.reserved_bytes(), index.bytes());
+  // Counted again by what the views show; the places of ranges are stored once for all cells.
+  int64_t bytes = 0;
+  for (int32_t cell = 0; cell < kHeads; ++cell) {
+    for (const ListsView& view : Views(index, cell)) {
+      bytes += view.nlist * (int64_t{head_dim} + 4 + 4) + int64_t{4} * head_dim;
+      if (view.members != nullptr || cell == 0) bytes += 2 * (view.nlist + 1);
+      if (view.members != nullptr) bytes += int64_t{2} * view.offsets[view.nlist];
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(index.bytes()), static_cast<double>(bytes), 64);
+  return static_cast<double>(index.bytes()) / static_cast<double>(2 * 2 * floats);
+}
+
+TEST_F(SequenceIndexTest, AFewPercentOfTheKvHoldTheIndex) {
+  const semkv_policy hybrid = DefaultPolicy(SEMKV_POLICY_HYBRID);
+  // Ordinary prose has sentences of 25 tokens; those of the generated documents have about 14.
+  EXPECT_LE(IndexShare(hybrid, 128, 25), 0.024);
+  EXPECT_LE(IndexShare(hybrid, 64, 25), 0.030);
+  EXPECT_LE(IndexShare(hybrid, 128, 14), 0.037);
+  EXPECT_LE(IndexShare(hybrid, 64, 14), 0.044);
+  semkv_policy clusters = DefaultPolicy(SEMKV_POLICY_CLUSTER);
+  clusters.cluster_size = 80;
+  EXPECT_LE(IndexShare(clusters, 128, 25), 0.012);
+}
+
 TEST_F(SequenceIndexTest, KeysThatAreNotFiniteAreNeverSelected) {
   Fill(600, 9);
   IndexFixture clean = Make(SEMKV_POLICY_HYBRID);
