@@ -84,11 +84,10 @@ absl::StatusOr<bool> Advance(const Engine& engine, const GenerateOptions& option
     return false;
   }
   row.next_id = row.sampler.Sample(logits);
-  const absl::string_view bytes = engine.tokenizer().TokenBytes(row.next_id);
   generation.ids.push_back(row.next_id);
-  absl::StrAppend(&generation.text, bytes);
+  absl::StrAppend(&generation.text, engine.tokenizer().TokenBytes(row.next_id));
   if (options.on_token) {
-    SEMKV_RETURN_IF_ERROR(options.on_token(row.request, row.next_id, bytes));
+    SEMKV_RETURN_IF_ERROR(options.on_token(row.request, row.next_id, logits));
   }
   const std::optional<StopReason> reason = Stop(engine, options, row, row.next_id, generation);
   if (reason.has_value()) generation.reason = *reason;

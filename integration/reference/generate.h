@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "integration/reference/engine.h"
 #include "integration/reference/sampler.h"
@@ -30,8 +29,9 @@ struct GenerateOptions {
   std::vector<std::string> stop;  // stop once the text holds one of these; none is empty
   SamplerOptions sampler;         // request i draws with seed + i
   StepOptions step;               // the rows of a step are the requests still running, in order
-  // Called for every token generated, with its bytes; an error ends everything. May be empty.
-  std::function<absl::Status(size_t request, int32_t id, absl::string_view bytes)> on_token;
+  // Called for every token generated, with what it was chosen from, [vocab_size]; an error ends
+  // everything. May be empty.
+  std::function<absl::Status(size_t request, int32_t id, absl::Span<const float> logits)> on_token;
 };
 
 enum class StopReason { kEndOfText, kStopString, kMaxNewTokens, kSequenceFull };

@@ -269,7 +269,7 @@ TEST_F(EngineTest, StopsAtStringsAndWhenTheSequenceIsFull) {
   const std::string stop = full->generations[0].text.substr(20, 3);
   options.stop = {stop};
   std::vector<int32_t> seen;
-  options.on_token = [&](size_t, int32_t id, absl::string_view) {
+  options.on_token = [&](size_t, int32_t id, absl::Span<const float>) {
     seen.push_back(id);
     return absl::OkStatus();
   };

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "integration/reference/generate.h"
 #include "integration/reference/semkv_status.h"
 #include "integration/reference/status_macros.h"
 
@@ -18,25 +19,6 @@ absl::Status CheckFinite(absl::Span<const float> logits) {
     if (std::isfinite(logits[i])) continue;
     return absl::InternalError(absl::StrCat("the model gives logit ", logits[i], " for token ", i));
   }
-  return absl::OkStatus();
-}
-
-bool EndsAnswer(const reference::Engine& engine, int32_t id, absl::string_view stop) {
-  const std::vector<int32_t>& ends = engine.config().eos_token_ids;
-  if (std::find(ends.begin(), ends.end(), id) != ends.end()) return true;
-  return engine.tokenizer().TokenBytes(id).find_first_of(stop) != absl::string_view::npos;
-}
-
-// One step of one row, its cost added to `answer`.
-absl::Status StepOne(reference::Engine* engine, semkv_sequence sequence, int32_t id,
-                     absl::Span<float> logits, DecodedAnswer* answer) {
-  SEMKV_RETURN_IF_ERROR(engine->Step({&sequence, 1}, {&id, 1}, logits));
-  int32_t length = 0;
-  SEMKV_RETURN_IF_ERROR(SemkvStatus(semkv_sequence_length(engine->context(), sequence, &length)));
-  answer->num_steps += 1;
-  answer->context_tokens += length;
-  answer->total_ns += engine->last_step_times().total_ns;
-  answer->select_ns += engine->last_step_times().select_ns;
   return absl::OkStatus();
 }
 
@@ -189,21 +171,28 @@ KvGeometry GeometryOf(const reference::ModelConfig& config, int32_t kv_dtype) {
 absl::StatusOr<DecodedAnswer> DecodeAnswer(reference::Engine* engine, semkv_sequence sequence,
                                            absl::Span<const int32_t> question,
                                            const DecodeOptions& options) {
+  int32_t document_tokens = 0;
+  SEMKV_RETURN_IF_ERROR(
+      SemkvStatus(semkv_sequence_length(engine->context(), sequence, &document_tokens)));
   DecodedAnswer answer;
-  std::vector<float> logits(engine->config().vocab_size);
-  for (int32_t id : question) {
-    SEMKV_RETURN_IF_ERROR(StepOne(engine, sequence, id, absl::MakeSpan(logits), &answer));
-  }
-  reference::Sampler sampler(options.sampler, engine->config().vocab_size);
-  while (true) {
-    SEMKV_RETURN_IF_ERROR(CheckFinite(logits));
-    const int32_t id = sampler.Sample(logits);
-    answer.ids.push_back(id);
+  reference::GenerateOptions generate;
+  generate.max_new_tokens = options.max_new_tokens;
+  for (char c : options.stop) generate.stop.emplace_back(1, c);
+  generate.sampler = options.sampler;
+  generate.on_token = [&answer](size_t, int32_t, absl::Span<const float> logits) {
     answer.logits.insert(answer.logits.end(), logits.begin(), logits.end());
-    if (static_cast<int32_t>(answer.ids.size()) == options.max_new_tokens) return answer;
-    if (EndsAnswer(*engine, id, options.stop)) return answer;
-    SEMKV_RETURN_IF_ERROR(StepOne(engine, sequence, id, absl::MakeSpan(logits), &answer));
-  }
+    return CheckFinite(logits);
+  };
+  const reference::GenerateRequest request = {sequence, {question.begin(), question.end()}};
+  SEMKV_ASSIGN_OR_RETURN(const reference::GenerateResult result,
+                         reference::Generate(*engine, {request}, generate));
+  answer.ids = result.generations[0].ids;
+  answer.num_steps = result.num_steps;
+  answer.context_tokens =
+      result.num_steps * document_tokens + result.num_steps * (result.num_steps + 1) / 2;
+  answer.total_ns = result.times.total_ns;
+  answer.select_ns = result.times.select_ns;
+  return answer;
 }
 
 absl::StatusOr<std::vector<ForcedResult>> FeedForced(reference::Engine* engine,
