@@ -28,7 +28,7 @@ test-core: release asan
 bench: release
 	build/release/semkv_bench --ratios
 
-# Long random runs, ThreadSanitizer and clang-tidy: too long for every commit.
+# Long random runs, and everything under ThreadSanitizer: too long for every commit.
 soak: tsan asan
 	SEMKV_SOAK=20 ctest --preset asan
 	SEMKV_SOAK=5 ctest --preset tsan
