@@ -144,6 +144,7 @@ SelectionRun::SelectionRun(const AttentionLayers& layers, int32_t num_tokens,
       RetrieveWorkspaceBytes(kNumHeads, kNumKvHeads, kHeadDim, num_tokens, index_->max_lists(), 1));
   attention_workspace_.resize(
       DecodeAttentionWorkspaceBytes(1, kNumHeads, kNumKvHeads, kHeadDim, kBudget) + 64);
+  DescribeRows();
 }
 
 void SelectionRun::DescribeSelection() {
@@ -174,6 +175,25 @@ void SelectionRun::DescribeAttention() {
   attend_.position_slots.slots = slots_.data();
   attend_.position_slots.counts = counts_.data();
   attend_.position_slots.selection_stride = kBudget;
+}
+
+void SelectionRun::DescribeRows() {
+  Select(0);
+  const KvView kv = layers_.view(0);
+  for (int32_t head = 0; head < kNumKvHeads; ++head) {
+    for (int32_t j = 0; j < counts_[head]; ++j) {
+      const int32_t slot = slots_[head * kBudget + j];
+      const int64_t element =
+          slot / kPageTokens * kv.k_page + head * kv.k_head + slot % kPageTokens * kv.k_token;
+      row_offsets_.push_back(element * static_cast<int64_t>(sizeof(uint16_t)));
+    }
+  }
+}
+
+void SelectionRun::ReadSelected(int64_t i) const {
+  constexpr size_t kRowBytes = 2 * kHeadDim * sizeof(uint16_t);  // a key and its value
+  benchmark::DoNotOptimize(
+      PlainReadRows(layers_.layer(i), row_offsets_.data(), row_offsets_.size(), kRowBytes));
 }
 
 void SelectionRun::Select(int64_t i) {

@@ -63,12 +63,16 @@ class SelectionRun {
   void Select(int64_t i);
   void SelectAndAttend(int64_t i);
 
+  // Reads keys and values of the tokens that step 0 selects, in layer i.
+  void ReadSelected(int64_t i) const;
+
   // Reads the lists of layer i: their vectors, members and all else.
   void ReadLists(int64_t i) const;
 
  private:
   void DescribeSelection();
   void DescribeAttention();
+  void DescribeRows();
 
   const AttentionLayers& layers_;
   ThreadPool pool_{1};
@@ -80,6 +84,7 @@ class SelectionRun {
   SelectListsParams select_;
   DecodeAttentionParams attend_;
   std::vector<int32_t> slots_, positions_, counts_;
+  std::vector<int64_t> row_offsets_;  // in a layer, of step 0's selection
   std::vector<float> out_;
   std::vector<uint8_t> retrieval_workspace_, attention_workspace_;
 };
