@@ -14,7 +14,7 @@ namespace semkv {
 namespace {
 
 // Clusters that a segment of 8,192 tokens has at the default size.
-constexpr int32_t kMinSegmentClusters = 256;
+constexpr int32_t kMinFirstClusters = 256;
 
 constexpr const char* kPolicyNames[] = {"dense", "hybrid", "sentence",   "cluster",  "pages",
                                         "quest", "window", "sentencekv", "clusterkv"};
@@ -112,6 +112,8 @@ semkv_policy DefaultPolicy(int32_t kind) {
   return policy;
 }
 
+namespace {
+
 // The fields of SentenceKV's keep set.
 absl::Status ValidateKeep(const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(CheckRange("warm_up", policy.warm_up, 0, 1 << 20));
@@ -128,6 +130,8 @@ absl::Status ValidateKeep(const semkv_policy& policy) {
   }
   return absl::OkStatus();
 }
+
+}  // namespace
 
 absl::Status ValidatePolicy(const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(CheckRange("kind", policy.kind, 0, SEMKV_NUM_POLICIES - 1));
@@ -168,6 +172,16 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
   return absl::OkStatus();
 }
 
+namespace {
+
+absl::StatusOr<ClusterRecipe> MakeClusterRecipe(const ClusterOptions& options) {
+  SEMKV_ASSIGN_OR_RETURN(std::shared_ptr<const Partitioner> partitioner,
+                         MakeClusterPartitioner(options));
+  return ClusterRecipe{options, std::move(partitioner)};
+}
+
+}  // namespace
+
 absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
   IndexRecipe recipe;
   recipe.num_sinks = policy.sinks;
@@ -198,14 +212,13 @@ absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
     options.metric = policy.cluster_metric == SEMKV_METRIC_COSINE ? ClusterMetric::kCosine
                                                                   : ClusterMetric::kCenteredL2;
     options.iterations = policy.kmeans_iterations;
+    SEMKV_ASSIGN_OR_RETURN(recipe.later_clusters, MakeClusterRecipe(options));
+    ClusterOptions first = options;
     // Short contexts have small budgets, which clusters of 32 fill with a handful of lists.
-    if (policy.kind != SEMKV_POLICY_CLUSTERKV) options.min_nlist = kMinSegmentClusters;
-    recipe.segment_clusters = options;
-    SEMKV_ASSIGN_OR_RETURN(recipe.cluster_partitioner, MakeClusterPartitioner(options));
-    options.min_nlist = 0;
+    if (policy.kind != SEMKV_POLICY_CLUSTERKV) first.min_nlist = kMinFirstClusters;
+    SEMKV_ASSIGN_OR_RETURN(recipe.first_clusters, MakeClusterRecipe(first));
     options.nlist = kWindowTokens / policy.cluster_size;
-    recipe.window_clusters = options.nlist;
-    SEMKV_ASSIGN_OR_RETURN(recipe.window_partitioner, MakeClusterPartitioner(options));
+    SEMKV_ASSIGN_OR_RETURN(recipe.window_clusters, MakeClusterRecipe(options));
   }
   return recipe;
 }

@@ -82,10 +82,12 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
     segment->ranges.Reserve(ranges.nlist(), 0);
     segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0);
   }
+  const ClusterRecipe& clusters =
+      first < recipe_.segment_tokens ? recipe_.first_clusters : recipe_.later_clusters;
   if (recipe_.clusters) {
     segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false));
     // One list more than clusters: the partitioner's list of keys that are not finite.
-    segment->clusters.Reserve(NumClusters(recipe_.segment_clusters, input.num_tokens) + 1,
+    segment->clusters.Reserve(NumClusters(clusters.options, input.num_tokens) + 1,
                               input.num_tokens);
   }
   FillSlots(source, first, end);
@@ -105,7 +107,7 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
       segment->clusters.SetCenter(cell, center.data());
       PartitionInput cell_input = input;
       cell_input.keys = thread.keys.data();
-      thread.status.Update(recipe_.cluster_partitioner->Partition(cell_input, &thread.lists));
+      thread.status.Update(clusters.partitioner->Partition(cell_input, &thread.lists));
       if (!thread.status.ok()) return;
       const CellLists lists{thread.lists.nlist(), thread.lists.offsets.data(),
                             thread.lists.members.data(), 0};
@@ -175,7 +177,7 @@ void SequenceIndex::ReserveTail() {
   if (recipe_.sentences) tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0);
   if (recipe_.clusters) {
     const int32_t windows = CeilDiv(tokens, kWindowTokens);
-    tail_.clusters.Reserve(windows * (recipe_.window_clusters + 1), tokens);
+    tail_.clusters.Reserve(windows * (recipe_.window_clusters.options.nlist + 1), tokens);
   }
 }
 
@@ -266,7 +268,7 @@ absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int
     input.num_tokens = kWindowTokens;
     input.head_dim = source.head_dim;
     input.keys = thread.keys.data() + int64_t{window_first} * source.head_dim;
-    SEMKV_RETURN_IF_ERROR(recipe_.window_partitioner->Partition(input, &thread.lists));
+    SEMKV_RETURN_IF_ERROR(recipe_.window_clusters.partitioner->Partition(input, &thread.lists));
     for (uint16_t& member : thread.lists.members) {
       member = static_cast<uint16_t>(member + window_first);
     }

@@ -33,6 +33,12 @@ constexpr int32_t kDefaultSegmentTokens = 8192;
 constexpr int32_t kProvisionalTokens = 16;
 constexpr int32_t kWindowTokens = 320;
 
+// How tokens are clustered; `partitioner` was made of `options`.
+struct ClusterRecipe {
+  ClusterOptions options;
+  std::shared_ptr<const Partitioner> partitioner;
+};
+
 // Which lists a policy builds, and how.
 struct IndexRecipe {
   bool sentences = false;
@@ -47,12 +53,11 @@ struct IndexRecipe {
   int32_t min_sentence_tokens = 1, max_sentence_tokens = 64;
   // > 0: an open sentence of the tail is closed at so many tokens, so that the budget holds it.
   int32_t max_open_tokens = 0;
-  int32_t window_clusters = 0;
-  ClusterOptions segment_clusters;
   CentroidForm form = CentroidForm::kInt8;
-  std::shared_ptr<const Partitioner> range_partitioner;    // sentences or pages; null: none
-  std::shared_ptr<const Partitioner> cluster_partitioner;  // of segments
-  std::shared_ptr<const Partitioner> window_partitioner;   // of windows in the tail
+  std::shared_ptr<const Partitioner> range_partitioner;  // sentences or pages; null: none
+  ClusterRecipe first_clusters;   // of a context's first segment, which may be all of it
+  ClusterRecipe later_clusters;   // of the segments after it
+  ClusterRecipe window_clusters;  // of windows in the tail
 };
 
 // The recipe of a policy. Dense and window policies build nothing.

@@ -138,8 +138,8 @@ typedef struct semkv_policy {
   int32_t min_context;  /* shorter rows are attended densely */
   int32_t force_sparse; /* 1: never fall back to dense because a row is short (for tests) */
   int32_t dense_layers; /* first layers attended densely; -1: 2 from 12 layers on, else 0 */
-  int32_t cluster_size; /* mean tokens per cluster; down to half where a segment has too few tokens
-                           for 256 clusters (clusterkv: never) */
+  int32_t cluster_size; /* mean tokens per cluster; down to half where the context's first
+                           segment is too short for 256 clusters (clusterkv: never) */
   int32_t cluster_metric; /* SEMKV_METRIC_* */
   int32_t kmeans_iterations;
   int32_t sentence_min_tokens; /* shorter fragments are merged forward; 1: never */

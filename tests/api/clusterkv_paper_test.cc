@@ -142,7 +142,8 @@ void RunCase(uint64_t seed, const PaperShape& shape, int32_t prompt, int32_t bud
   std::vector<std::vector<Cluster>> clusters(cells);
   for (int32_t cell = 0; cell < cells; ++cell) {
     const int32_t layer = cell / shape.kv_heads, kv_head = cell % shape.kv_heads;
-    clusters[cell] = Clusters(&model, *recipe->cluster_partitioner, layer, kv_head, kSinks, prompt);
+    clusters[cell] =
+        Clusters(&model, *recipe->first_clusters.partitioner, layer, kv_head, kSinks, prompt);
     EXPECT_EQ(static_cast<int32_t>(clusters[cell].size()), (prompt - kSinks) / 80);
     ExpectClusters(&model, clusters[cell], layer, kv_head, kSinks, prompt, 0.98);
   }
@@ -157,7 +158,7 @@ void RunCase(uint64_t seed, const PaperShape& shape, int32_t prompt, int32_t bud
       for (int32_t cell = 0; cell < cells; ++cell) {
         const int32_t layer = cell / shape.kv_heads, kv_head = cell % shape.kv_heads;
         const std::vector<Cluster> window =
-            Clusters(&model, *recipe->window_partitioner, layer, kv_head, open, t);
+            Clusters(&model, *recipe->window_clusters.partitioner, layer, kv_head, open, t);
         EXPECT_EQ(window.size(), 4u);
         ExpectClusters(&model, window, layer, kv_head, open, t, 0.98);
         clusters[cell].insert(clusters[cell].end(), window.begin(), window.end());
