@@ -175,21 +175,18 @@ absl::Status StepPlan::Attend(int32_t layer, const semkv_attend_args& args) {
   return absl::OkStatus();
 }
 
-void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_args& args) {
+// What both kinds of attention are told alike; their strides have names of their own.
+template <typename Params>
+Params StepPlan::DescribeAttention(const Run& run, int32_t layer,
+                                   const semkv_attend_args& args) const {
   const semkv_options& o = context_->options();
   const DType dtype = static_cast<DType>(args.dtype);
-  const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
   const int64_t first_query = rows_[run.first].first_query;
-  const int64_t first = rows_[run.first].first_selection;
-  DecodeAttentionParams params;
-  params.q = Advance(args.q, first_query * q.token, dtype);
-  params.out = Advance(args.out, first_query * out.token, dtype);
+  Params params;
+  params.q = Advance(args.q, first_query * QueryStrides(args, o).token, dtype);
+  params.out = Advance(args.out, first_query * OutStrides(args, o).token, dtype);
   if (args.lse != nullptr) params.lse = args.lse + first_query * o.num_heads;
   params.q_dtype = dtype;
-  params.q_row = q.token;
-  params.q_head = q.head;
-  params.out_row = out.token;
-  params.out_head = out.head;
   params.num_rows = run.end - run.first;
   params.num_heads = o.num_heads;
   params.num_kv_heads = o.num_kv_heads;
@@ -197,8 +194,21 @@ void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_ar
   params.scale = Scale(args, o);
   params.logit_cap = args.logit_cap;
   params.position = context_->layers()[layer];
+  params.row_tokens = row_tokens_.data() + run.first;
   params.block_table = block_tables_.data() + int64_t{run.first} * context_->max_pages();
   params.block_table_stride = context_->max_pages();
+  return params;
+}
+
+void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_args& args) {
+  const semkv_options& o = context_->options();
+  const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
+  const int64_t first = rows_[run.first].first_selection;
+  DecodeAttentionParams params = DescribeAttention<DecodeAttentionParams>(run, layer, args);
+  params.q_row = q.token;
+  params.q_head = q.head;
+  params.out_row = out.token;
+  params.out_head = out.head;
   const bool dense = (args.flags & SEMKV_ATTEND_DENSE) != 0;
   bool any_sparse = false;
   for (int32_t r = run.first; r < run.end; ++r) {
@@ -206,7 +216,6 @@ void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_ar
     row_tokens_[r] = sparse ? -1 : rows_[r].num_tokens;
     any_sparse |= sparse;
   }
-  params.row_tokens = row_tokens_.data() + run.first;
   params.num_selections = run.num_selections;
   params.position_slots.slots = slots_.data() + first * max_budget_;
   params.position_slots.counts = counts_.data() + first;
@@ -221,34 +230,18 @@ void StepPlan::AttendDecode(const Run& run, int32_t layer, const semkv_attend_ar
 
 void StepPlan::AttendPrefill(const Run& run, int32_t layer, const semkv_attend_args& args) {
   const semkv_options& o = context_->options();
-  const DType dtype = static_cast<DType>(args.dtype);
   const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
-  const int64_t first_query = rows_[run.first].first_query;
-  PrefillAttentionParams params;
-  params.q = Advance(args.q, first_query * q.token, dtype);
-  params.out = Advance(args.out, first_query * out.token, dtype);
-  if (args.lse != nullptr) params.lse = args.lse + first_query * o.num_heads;
-  params.q_dtype = dtype;
+  PrefillAttentionParams params = DescribeAttention<PrefillAttentionParams>(run, layer, args);
   params.q_token = q.token;
   params.q_head = q.head;
   params.out_token = out.token;
   params.out_head = out.head;
-  params.num_rows = run.end - run.first;
-  params.num_heads = o.num_heads;
-  params.num_kv_heads = o.num_kv_heads;
-  params.head_dim = o.head_dim;
-  params.scale = Scale(args, o);
-  params.logit_cap = args.logit_cap;
-  params.position = context_->layers()[layer];
   query_start_[run.first] = 0;
   for (int32_t r = run.first; r < run.end; ++r) {
     query_start_[r + 1] = query_start_[r] + rows_[r].num_queries;
     row_tokens_[r] = rows_[r].num_tokens;
   }
   params.query_start = query_start_.data() + run.first;
-  params.row_tokens = row_tokens_.data() + run.first;
-  params.block_table = block_tables_.data() + int64_t{run.first} * context_->max_pages();
-  params.block_table_stride = context_->max_pages();
   PrefillAttentionHost(params, workspace_, workspace_bytes_, context_->pool());
 }
 

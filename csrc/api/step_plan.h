@@ -85,6 +85,8 @@ class StepPlan {
   void SelectRun(const Run& run, int32_t layer, const semkv_attend_args& args);
   void EstimateRest(const Run& run, const ScoreListsParams& score);
   void CountSelection(const Run& run, int32_t layer, int32_t num_views);
+  template <typename Params>
+  Params DescribeAttention(const Run& run, int32_t layer, const semkv_attend_args& args) const;
   void AttendDecode(const Run& run, int32_t layer, const semkv_attend_args& args);
   void AttendPrefill(const Run& run, int32_t layer, const semkv_attend_args& args);
 
