@@ -145,13 +145,18 @@ def main():
             done.result()
     groups = read_cells(arguments.work)
     commit = shell(["git", "describe", "--always", "--dirty"])
+    right = {(kind, tokens): cells["dense"] for (kind, tokens, _), cells in groups.items()}
     lines = ["# Policies on the shipped model", "",
-             "`tools/evaluate_policies.py` wrote this; how an answer is judged: `semkv evaluate "
-             f"--help`. Model models/semkv-tiny, documents of seed {SEED}, 200 questions a cell "
-             "(208 with 16 facts),", f"every step forced sparse, f32 KV; commit {commit}.", "",
-             "Right with dense attention: " + "; ".join(
-                 f"{kind} {tokens}: {cells['dense']['dense_right']} of {cells['dense']['questions']}"
-                 for (kind, tokens, fraction), cells in groups.items() if fraction == 0.125) + ".",
+             f"`tools/evaluate_policies.py` wrote this, at commit {commit}. Model models/semkv-tiny; "
+             f"documents of seed {SEED}: 4 or",
+             "16 facts in filler, or every sentence a competing fact (`dense`); 200 questions a "
+             "cell, 208 with 16 facts; every step",
+             "forced sparse, f32 KV. `semkv evaluate --help` says how an answer is judged.", "",
+             "| right with dense attention | " + " | ".join(
+                 f"{kind} {tokens}" for kind, tokens in right) + " |",
+             "|---|" + "--:|" * len(right),
+             "| of " + "/".join(sorted({str(c["questions"]) for c in right.values()})) + " | " +
+             " | ".join(str(cell["dense_right"]) for cell in right.values()) + " |",
              "", "## Checks", "", *checks(groups), "", "## All cells", "", *table(groups)]
     with open(arguments.out, "w") as file:
         file.write("\n".join(lines) + "\n")
