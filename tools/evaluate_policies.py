@@ -3,7 +3,7 @@
 
 Makes the documents (make_documents.py: 4 and 16 facts in filler, and documents where every sentence
 is a competing fact), runs `semkv evaluate` on each at 1/8 and 1/16 of the context, every step
-forced sparse, and writes one table with the checks below it. About 1.5 hours on two cores; cells
+forced sparse, and writes one table with the checks below it. About an hour on two cores; cells
 whose JSON is in the work folder already are not run again.
 
 Needs Python, a release build, and the tokenizers package for exact token counts.
