@@ -143,10 +143,10 @@ int32_t NumClusters(const ClusterOptions& options, int32_t num_tokens) {
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options) {
   if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxCentroids ||
       options.min_nlist < 0 || options.min_nlist > kMaxCentroids || options.iterations < 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "clusters: mean_size ", options.mean_size, " (at least 1), nlist ", options.nlist,
-        " and min_nlist ", options.min_nlist, " (0 to ", kMaxCentroids, "), iterations ",
-        options.iterations, " (at least 0)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("clusters: mean_size ", options.mean_size, " (at least 1), nlist ",
+                     options.nlist, " and min_nlist ", options.min_nlist, " (0 to ", kMaxCentroids,
+                     "), iterations ", options.iterations, " (at least 0)"));
   }
   return std::make_unique<ClusterPartitioner>(options);
 }

@@ -84,8 +84,8 @@ enum class ClusterBackend : int32_t {
 struct ClusterOptions {
   int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size), counting
                            // tokens whose key is finite and not zero
-  int32_t min_nlist = 0;   // at least so many in short inputs, of not less than mean_size / 2 tokens
-  int32_t nlist = 0;       // > 0: this many, whatever mean_size says; at most one per such token
+  int32_t min_nlist = 0;  // at least so many in short inputs, of not less than mean_size / 2 tokens
+  int32_t nlist = 0;      // > 0: this many, whatever mean_size says; at most one per such token
   ClusterMetric metric = ClusterMetric::kCenteredL2;
   int32_t iterations = 10;  // stops early when fewer than 0.1 % of the labels change
   uint64_t seed = 1;
