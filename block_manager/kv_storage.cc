@@ -65,7 +65,7 @@ absl::Status CheckView(const KvView& view, const KvShape& shape) {
     return absl::InvalidArgumentError(absl::StrCat("view of dtype ", static_cast<int>(view.dtype),
                                                    ", pool of ", static_cast<int>(shape.dtype)));
   }
-  const absl::Status keys = CheckStrides(
+  absl::Status keys = CheckStrides(
       "key",
       {Dimension{view.k_page, shape.num_pages}, Dimension{view.k_head, shape.num_kv_heads},
        Dimension{view.k_token, shape.page_tokens}},
@@ -86,8 +86,8 @@ void CopyLayerPage(const KvView& view, const KvShape& shape, int32_t src, int32_
   char* const k = static_cast<char*>(view.k);
   char* const v = static_cast<char*>(view.v);
   const bool is_interleaved = v == k + shape.head_dim * bytes && view.k_token == view.v_token &&
-                              view.k_token == 2 * shape.head_dim && view.k_head == view.v_head &&
-                              view.k_page == view.v_page;
+                              view.k_token == int64_t{2} * shape.head_dim &&
+                              view.k_head == view.v_head && view.k_page == view.v_page;
   for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
     if (is_interleaved) {
       const int64_t at = head * view.k_head;

@@ -131,7 +131,7 @@ void Trainer::ChooseCentroids() {
       chosen[c] += static_cast<int64_t>(rng() % static_cast<uint64_t>(end - first));
     }
   }
-  centroids_.assign(num_groups_ * kGroupCentroids * head_dim_, 0.0f);
+  centroids_.assign(int64_t{num_groups_} * kGroupCentroids * head_dim_, 0.0f);
   for (int32_t c = 0; c < nlist_; ++c) {
     std::copy_n(point(chosen[c]), head_dim_, centroid(c));
   }
@@ -207,7 +207,7 @@ void Trainer::PackTiles() {
 
 void Trainer::SetOffsets() {
   float greatest = 0.0f;
-  for (int64_t c = 0; c < num_groups_ * kGroupCentroids; ++c) {
+  for (int64_t c = 0; c < int64_t{num_groups_} * kGroupCentroids; ++c) {
     float squared = 0.0f;
     for (int64_t d = 0; d < head_dim_; ++d) squared += centroid(c)[d] * centroid(c)[d];
     greatest = std::max(greatest, squared);
@@ -339,7 +339,7 @@ KMeansResult Trainer::Train() {
   places_.resize(places);
   distances_.resize(places);
   lower_.resize(places * num_groups_);
-  offsets_.resize(num_groups_ * kGroupCentroids);
+  offsets_.resize(int64_t{num_groups_} * kGroupCentroids);
   moved_.resize(num_groups_);
   dirty_.assign(nlist_, 1);
   sizes_.assign(nlist_, 0);

@@ -109,7 +109,7 @@ void ListStore::AppendVectors(int32_t cell, const NewLists& lists) {
       std::copy_n(lists.means, lists.nlist * d, static_cast<float*>(to));
       break;
     case CentroidForm::kBounds:
-      std::copy_n(lists.bounds, lists.nlist * 2 * d, static_cast<uint16_t*>(to));
+      std::copy_n(lists.bounds, 2 * d * lists.nlist, static_cast<uint16_t*>(to));
       break;
   }
   if (shape_.form != CentroidForm::kBounds) {

@@ -69,7 +69,7 @@ void AppendLists(const KeySource& source, const IndexRecipe& recipe, int32_t cel
   params.variances = thread.variances.data();
   NewLists added;
   if (recipe.form == CentroidForm::kBounds) {
-    GrowTo(&thread.bounds, 2 * lists.nlist * d);
+    GrowTo(&thread.bounds, int64_t{2} * lists.nlist * d);
     ListBounds(params, thread.bounds.data());
     added.bounds = thread.bounds.data();
   } else {

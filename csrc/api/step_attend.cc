@@ -71,7 +71,7 @@ int32_t StepPlan::FillViews(const Run& run, int32_t layer) {
 
 void StepPlan::CountSelection(const Run& run, int32_t layer, int32_t num_views) {
   const semkv_options& o = context_->options();
-  const int64_t token_bytes = 2 * o.head_dim * DTypeBytes(static_cast<DType>(o.kv_dtype));
+  const int64_t token_bytes = int64_t{2} * o.head_dim * DTypeBytes(static_cast<DType>(o.kv_dtype));
   semkv_stats& counters = context_->counters();
   for (int32_t r = run.first; r < run.end; ++r) {
     if (!IsSparse(layer, r)) continue;

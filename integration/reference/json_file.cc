@@ -31,10 +31,10 @@ absl::StatusOr<Json> ReadJsonFile(const std::string& path) {
 }
 
 const Json& JsonMember(const Json& object, const char* name) {
-  static const Json* const kNull = new Json();
-  if (!object.is_object()) return *kNull;
+  static const Json* const null = new Json();
+  if (!object.is_object()) return *null;
   const auto member = object.find(name);
-  return member == object.end() ? *kNull : *member;
+  return member == object.end() ? *null : *member;
 }
 
 std::string JsonExcerpt(const Json& value) {

@@ -151,7 +151,7 @@ absl::Status Safetensors::OpenFile(const std::string& path) {
   const absl::string_view bytes = file.bytes();
   files_.push_back(std::move(file));
   paths_.push_back(path);
-  const absl::Status status = ReadHeader(files_.size() - 1, bytes);
+  absl::Status status = ReadHeader(files_.size() - 1, bytes);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
