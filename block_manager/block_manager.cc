@@ -37,6 +37,10 @@ absl::StatusOr<std::unique_ptr<BlockManager>> BlockManager::Create(
         absl::StrCat("max_sequences is ", options.max_sequences, ", max_sequence_tokens ",
                      options.max_sequence_tokens, "; both must be positive"));
   }
+  if (options.engine_pages && options.enable_prefix_sharing) {
+    return absl::InvalidArgumentError(
+        "enable_prefix_sharing with engine_pages: an engine that chooses pages shares them itself");
+  }
   const KvShape shape = storage.shape();
   // The containers report missing memory by an exception, which must not leave this room.
   try {
@@ -159,6 +163,9 @@ absl::StatusOr<PageCopy> BlockManager::Append(SequenceId sequence, absl::Span<co
     MutexLock lock(&mutex_);
     SequenceState* state = sequences_.Find(sequence);
     if (state == nullptr) return UnknownSequence(sequence);
+    if (options_.engine_pages) {
+      return absl::FailedPreconditionError("an engine chooses the pages; append with them");
+    }
     const bool needs_copy = !slots.empty() && SharesLastPage(*state);
     const absl::Status status = CheckAppend(*state, ids.size(), slots.size(), needs_copy);
     if (!status.ok()) return status;
@@ -222,6 +229,43 @@ void BlockManager::Extend(SequenceState& state, absl::Span<const int32_t> ids,
     done += count;
   }
   if (keeps_ids) state.num_known_ids = state.num_tokens;
+}
+
+absl::Status BlockManager::AppendPages(SequenceId sequence, int32_t num_tokens,
+                                       absl::Span<const int32_t> pages) {
+  if (!options_.engine_pages) {
+    return absl::FailedPreconditionError("pages are chosen here, not by an engine");
+  }
+  MutexLock lock(&mutex_);
+  SequenceState* state = sequences_.Find(sequence);
+  if (state == nullptr) return UnknownSequence(sequence);
+  const int32_t page_tokens = shape_.page_tokens;
+  // Pages may repeat, so the pool's size does not bound a block table.
+  const int64_t most = std::min<int64_t>(options_.max_sequence_tokens,
+                                         int64_t{sequences_.max_pages()} * page_tokens);
+  if (num_tokens < 0 || num_tokens > most - state->num_tokens) {
+    return absl::OutOfRangeError(absl::StrCat("sequence of ", state->num_tokens, " tokens and ",
+                                              num_tokens, " more, at most ", most));
+  }
+  const int32_t old_pages = CeilDiv(state->num_tokens, page_tokens);
+  const int32_t num_pages = CeilDiv(state->num_tokens + num_tokens, page_tokens);
+  if (pages.size() != static_cast<size_t>(num_pages - old_pages)) {
+    return absl::InvalidArgumentError(absl::StrCat(pages.size(), " pages for ", num_tokens,
+                                                   " tokens after ", state->num_tokens, ", need ",
+                                                   num_pages - old_pages));
+  }
+  if (absl::Status status = pool_.CheckRange(pages); !status.ok()) return status;
+  for (int32_t page : pages) pool_.Ref(page);
+  std::copy(pages.begin(), pages.end(), state->pages + old_pages);
+  state->num_tokens += num_tokens;
+  for (int32_t i = (state->num_tokens - num_tokens) / page_tokens; i < num_pages; ++i) {
+    PageTag& tag = pool_.mutable_tag(state->pages[i]);
+    state->provenance = Worse(state->provenance, tag.provenance);
+    tag.provenance = state->provenance;
+    tag.first_position = i * page_tokens;
+    tag.fill = std::max(tag.fill, std::min(page_tokens, state->num_tokens - i * page_tokens));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status BlockManager::MarkWritten(SequenceId sequence, int32_t num_tokens) {

@@ -10,7 +10,9 @@
 // page that is free may still be *cached*: its content is intact and a prefix hit takes it back,
 // until the page is needed for something else, least recently freed first (page_pool.h).
 //
-// An engine that manages its own pages uses the page functions only (tags, pins, generations).
+// An engine that chooses pages itself (options.engine_pages) says with AppendPages which pages a
+// sequence's tokens are in, and with ForgetPages when a page gets new content. Then nothing is
+// allocated, copied or shared here.
 //
 // Thread safety: every method may be called from any thread; one mutex guards all of it, and is not
 // held while bytes are copied. Calls on one sequence must not overlap.
@@ -46,6 +48,7 @@ struct BlockManagerOptions {
   int32_t max_sequences = 0;        // at a time; required
   int32_t max_sequence_tokens = 0;  // per sequence; required
   bool enable_prefix_sharing = true;
+  bool engine_pages = false;  // an engine chooses the pages; it shares prefixes itself
 };
 
 // A page whose first tokens must be, or have been, copied; both -1: no copy was needed.
@@ -144,9 +147,20 @@ class BlockManager {
   //
   // Errors: NOT_FOUND if `sequence` is unknown; INVALID_ARGUMENT if `ids` has another size;
   // OUT_OF_RANGE if the sequence would be longer than max_sequence_tokens; RESOURCE_EXHAUSTED if
-  // too few pages are free (release or preempt a sequence, then retry).
+  // too few pages are free (release or preempt a sequence, then retry); FAILED_PRECONDITION with
+  // options.engine_pages.
   absl::StatusOr<PageCopy> Append(SequenceId sequence, absl::Span<const int32_t> ids,
                                   absl::Span<int32_t> slots);
+
+  // Append where an engine chooses the pages: `num_tokens` more tokens, for which `pages` join the
+  // block table, as many as it takes. Pages may be in other sequences' tables too; who writes a
+  // page that is shared is the engine's business. A sequence that takes a page whose tag is not
+  // EXACT is as inexact itself from there on. All or nothing.
+  //
+  // Errors: FAILED_PRECONDITION without options.engine_pages; NOT_FOUND if `sequence` is unknown;
+  // INVALID_ARGUMENT if `pages` has another size or an id is out of range; OUT_OF_RANGE if the
+  // sequence would be longer than max_sequence_tokens.
+  absl::Status AppendPages(SequenceId sequence, int32_t num_tokens, absl::Span<const int32_t> pages);
 
   // The keys and values of the first `num_tokens` tokens are in place, in every layer. Full pages
   // whose ids are known, and that are EXACT back to the first token, are offered to others from now

@@ -15,6 +15,14 @@ absl::Status CheckNotNull(const void* pointer, const char* name) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is null"));
 }
 
+absl::Status CheckPages(int32_t num_pages, const int32_t* pages) {
+  if (num_pages < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_pages is ", num_pages, ", must be at least 0"));
+  }
+  return num_pages == 0 ? absl::OkStatus() : CheckNotNull(pages, "pages");
+}
+
 }  // namespace
 
 extern "C" {
@@ -62,6 +70,18 @@ int semkv_sequence_append(semkv_context* context, semkv_sequence sequence, int32
           absl::StrCat("num_tokens is ", num_tokens, ", must be at least 1"));
     }
     return c.Append(sequence, num_tokens, ids, slots);
+  });
+}
+
+int semkv_sequence_append_pages(semkv_context* context, semkv_sequence sequence, int32_t num_tokens,
+                                const int32_t* ids, int32_t num_pages, const int32_t* pages) {
+  return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
+    if (num_tokens < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("num_tokens is ", num_tokens, ", must be at least 1"));
+    }
+    SEMKV_RETURN_IF_ERROR(CheckPages(num_pages, pages));
+    return c.AppendPages(sequence, num_tokens, ids, absl::MakeConstSpan(pages, num_pages));
   });
 }
 
@@ -115,6 +135,13 @@ int semkv_pages_get_tag(semkv_context* context, int32_t page, semkv_page_tag* ta
   return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
     SEMKV_ASSIGN_OR_RETURN(const semkv_page_tag found, c.GetPageTag(page));
     return CopyOut(found, "tag", tag);
+  });
+}
+
+int semkv_pages_forget(semkv_context* context, int32_t num_pages, const int32_t* pages) {
+  return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
+    SEMKV_RETURN_IF_ERROR(CheckPages(num_pages, pages));
+    return c.ForgetPages(absl::MakeConstSpan(pages, num_pages));
   });
 }
 

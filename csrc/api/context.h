@@ -58,12 +58,15 @@ class Context {
   absl::StatusOr<int32_t> SharePrefix(semkv_sequence sequence, absl::Span<const int32_t> ids);
   absl::Status Append(semkv_sequence sequence, int32_t num_tokens, const int32_t* ids,
                       int32_t* slots);
+  absl::Status AppendPages(semkv_sequence sequence, int32_t num_tokens, const int32_t* ids,
+                           absl::Span<const int32_t> pages);
   absl::StatusOr<semkv_sequence> Fork(semkv_sequence sequence);
   absl::Status Release(semkv_sequence sequence);
   absl::Status WriteKv(int32_t layer, const semkv_write_args& args);
   absl::Status Index(semkv_sequence sequence);
   absl::Status Observe(semkv_sequence sequence);
   absl::StatusOr<semkv_page_tag> GetPageTag(int32_t page) const;
+  absl::Status ForgetPages(absl::Span<const int32_t> pages);
   absl::StatusOr<semkv_sequence_info> SequenceInfo(semkv_sequence sequence) const;
   std::string Explain() const;
   int32_t DrainEvents(absl::Span<semkv_event> events);
@@ -89,6 +92,8 @@ class Context {
   explicit Context(const semkv_options& options) : options_(options) {}
   absl::StatusOr<std::unique_ptr<BlockManager>> MakeBlockManager() const;
   absl::Status CheckStorage() const;
+  // What is known of tokens that have their pages. `ids` may be null: none is known.
+  void AddTokens(int32_t num_tokens, const int32_t* ids, IndexedSequence* state) const;
   // All layers of the sequence's tokens are written: full pages may be offered to other sequences,
   // unless they were computed under sparse attention, and their tags learn their sentences.
   absl::Status MarkWritten(semkv_sequence sequence, IndexedSequence* state);

@@ -21,7 +21,8 @@ absl::StatusOr<std::unique_ptr<BlockManager>> Context::MakeBlockManager() const 
   BlockManagerOptions limits;
   limits.max_sequences = options_.max_sequences;
   limits.max_sequence_tokens = options_.max_sequence_tokens;
-  limits.enable_prefix_sharing = options_.prefix_sharing != 0;
+  limits.engine_pages = options_.engine_pages != 0;
+  limits.enable_prefix_sharing = options_.prefix_sharing != 0 && !limits.engine_pages;
   absl::StatusOr<KvStorage> storage = options_.borrow_storage != 0
                                           ? KvStorage::Borrow(shape, KvAccess::kHost)
                                           : KvStorage::Allocate(shape);
@@ -95,8 +96,29 @@ absl::Status Context::Append(semkv_sequence sequence, int32_t num_tokens, const 
       ids != nullptr ? absl::MakeConstSpan(ids, num_tokens) : absl::Span<const int32_t>();
   SEMKV_RETURN_IF_ERROR(pages_->Append(sequence, span, absl::MakeSpan(slots_scratch_)).status());
   if (slots != nullptr) std::copy(slots_scratch_.begin(), slots_scratch_.end(), slots);
+  AddTokens(num_tokens, ids, state);
+  return absl::OkStatus();
+}
+
+absl::Status Context::AppendPages(semkv_sequence sequence, int32_t num_tokens, const int32_t* ids,
+                                  absl::Span<const int32_t> pages) {
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
+  SEMKV_RETURN_IF_ERROR(pages_->AppendPages(sequence, num_tokens, pages));
+  AddTokens(num_tokens, ids, state);
+  return absl::OkStatus();
+}
+
+absl::Status Context::ForgetPages(absl::Span<const int32_t> pages) {
+  if (options_.engine_pages == 0) {
+    return absl::FailedPreconditionError(
+        "semkv_pages_forget without options.engine_pages: the context knows its pages' content");
+  }
+  return pages_->ForgetPages(pages);
+}
+
+void Context::AddTokens(int32_t num_tokens, const int32_t* ids, IndexedSequence* state) const {
   if (boundaries_ != nullptr && ids != nullptr) {
-    state->scanner.Feed(span, &state->closes);
+    state->scanner.Feed(absl::MakeConstSpan(ids, num_tokens), &state->closes);
   } else if (boundaries_ != nullptr) {
     // Unknown tokens close nothing; only the cap cuts them.
     constexpr int32_t kUnknown = -1;
@@ -105,7 +127,6 @@ absl::Status Context::Append(semkv_sequence sequence, int32_t num_tokens, const 
     }
   }
   state->num_tokens += num_tokens;
-  return absl::OkStatus();
 }
 
 absl::StatusOr<semkv_sequence> Context::Fork(semkv_sequence sequence) {
@@ -221,7 +242,8 @@ std::string Context::Explain() const {
       "model: ", options_.num_layers, " layers, ", options_.num_heads, " heads, ",
       options_.num_kv_heads, " KV heads, head_dim ", options_.head_dim, "\n",
       "pool: ", options_.num_pages, " pages of ", options_.page_tokens, " tokens, ",
-      stats.pages_free, " free, ", options_.borrow_storage != 0 ? "borrowed" : "owned", "\n",
+      stats.pages_free, " free, ", options_.borrow_storage != 0 ? "borrowed" : "owned",
+      options_.engine_pages != 0 ? ", pages chosen by the engine" : "", "\n",
       "vocabulary: ", boundaries_ != nullptr ? "set" : "not set, no sentences", "\n", "rows:");
   for (int32_t reason = 0; reason < SEMKV_NUM_ROW_REASONS; ++reason) {
     absl::StrAppend(&text, " ", RowReasonName(reason), " ", stats.layer_rows[reason]);

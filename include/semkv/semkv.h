@@ -196,6 +196,9 @@ typedef struct semkv_options {
   int32_t query_window; /* last queries remembered per sequence, layer and query head, as float32,
                            from what semkv_attend is given: SentenceKV's observation window, 32 in
                            the paper; at most 1024; 0 (default): none */
+  int32_t engine_pages; /* 1: the engine chooses the pages and shares prefixes itself: append with
+                           semkv_sequence_append_pages, say with semkv_pages_forget when a page gets
+                           new content; prefix_sharing counts as 0 */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
@@ -259,6 +262,15 @@ SEMKV_EXPORT int semkv_sequence_share_prefix(semkv_context* context, semkv_seque
  * max_sequence_tokens. */
 SEMKV_EXPORT int semkv_sequence_append(semkv_context* context, semkv_sequence sequence,
                                        int32_t num_tokens, const int32_t* ids, int32_t* slots);
+/* The same where the engine chooses the pages (options.engine_pages): `pages`, [num_pages], are
+ * those that the tokens need beyond the sequence's last one, in order. Keys and values may be there
+ * already; a page may be in other sequences too, and is never copied or written by this call. `ids`
+ * may hold -1 for a token that is not known: it closes no sentence.
+ * Errors: FAILED_PRECONDITION without options.engine_pages; NOT_FOUND; INVALID_ARGUMENT if it takes
+ * another number of pages or an id is not in the pool; OUT_OF_RANGE beyond max_sequence_tokens. */
+SEMKV_EXPORT int semkv_sequence_append_pages(semkv_context* context, semkv_sequence sequence,
+                                             int32_t num_tokens, const int32_t* ids,
+                                             int32_t num_pages, const int32_t* pages);
 /* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. Every token of
  * `sequence` must have been written in every layer.
  * Errors: NOT_FOUND; RESOURCE_EXHAUSTED at max_sequences. */
@@ -313,6 +325,12 @@ typedef struct semkv_page_tag {
 } semkv_page_tag;
 
 SEMKV_EXPORT int semkv_pages_get_tag(semkv_context* context, int32_t page, semkv_page_tag* tag);
+/* The engine gives these pages new content (options.engine_pages): each gets an empty tag and the
+ * next generation. All or nothing.
+ * Errors: FAILED_PRECONDITION without options.engine_pages, or while a sequence holds a page;
+ * INVALID_ARGUMENT if a page is not in the pool. */
+SEMKV_EXPORT int semkv_pages_forget(semkv_context* context, int32_t num_pages,
+                                    const int32_t* pages);
 
 /* Builds the inverted lists of every token appended so far, by the sequence's policy: segments of
  * policy.segment_tokens, the last one partial. Call at the end of prefill. Lists that exist are
