@@ -160,7 +160,8 @@ class BlockManager {
   // Errors: FAILED_PRECONDITION without options.engine_pages; NOT_FOUND if `sequence` is unknown;
   // INVALID_ARGUMENT if `pages` has another size or an id is out of range; OUT_OF_RANGE if the
   // sequence would be longer than max_sequence_tokens.
-  absl::Status AppendPages(SequenceId sequence, int32_t num_tokens, absl::Span<const int32_t> pages);
+  absl::Status AppendPages(SequenceId sequence, int32_t num_tokens,
+                           absl::Span<const int32_t> pages);
 
   // The keys and values of the first `num_tokens` tokens are in place, in every layer. Full pages
   // whose ids are known, and that are EXACT back to the first token, are offered to others from now

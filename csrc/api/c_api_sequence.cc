@@ -85,6 +85,15 @@ int semkv_sequence_append_pages(semkv_context* context, semkv_sequence sequence,
   });
 }
 
+int semkv_sequence_share_lists(semkv_context* context, semkv_sequence sequence, semkv_sequence from,
+                               int32_t* num_shared) {
+  return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
+    SEMKV_RETURN_IF_ERROR(CheckNotNull(num_shared, "num_shared"));
+    SEMKV_ASSIGN_OR_RETURN(*num_shared, c.ShareLists(sequence, from));
+    return absl::OkStatus();
+  });
+}
+
 int semkv_sequence_fork(semkv_context* context, semkv_sequence sequence, semkv_sequence* fork) {
   return GuardContext(context, [&](semkv::Context& c) -> absl::Status {
     SEMKV_RETURN_IF_ERROR(CheckNotNull(fork, "fork"));

@@ -60,6 +60,7 @@ class Context {
                       int32_t* slots);
   absl::Status AppendPages(semkv_sequence sequence, int32_t num_tokens, const int32_t* ids,
                            absl::Span<const int32_t> pages);
+  absl::StatusOr<int32_t> ShareLists(semkv_sequence sequence, semkv_sequence from);
   absl::StatusOr<semkv_sequence> Fork(semkv_sequence sequence);
   absl::Status Release(semkv_sequence sequence);
   absl::Status WriteKv(int32_t layer, const semkv_write_args& args);

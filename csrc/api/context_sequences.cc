@@ -129,6 +129,25 @@ void Context::AddTokens(int32_t num_tokens, const int32_t* ids, IndexedSequence*
   state->num_tokens += num_tokens;
 }
 
+absl::StatusOr<int32_t> Context::ShareLists(semkv_sequence sequence, semkv_sequence from) {
+  SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
+  SEMKV_ASSIGN_OR_RETURN(const IndexedSequence* donor, FindSequence(from));
+  if (state->index.indexed()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "sequence ", sequence, " has ", state->index.num_segments(), " segments, must have none"));
+  }
+  if (!UsesLists(state->policy) || KeepsTokens(state->policy) ||
+      !SameLists(state->policy, donor->policy)) {
+    return 0;
+  }
+  const absl::Span<const int32_t> pages = SequencePages(sequence), others = SequencePages(from);
+  const auto differing = std::mismatch(pages.begin(), pages.end(), others.begin(), others.end());
+  const auto num_common = static_cast<int32_t>(differing.first - pages.begin());
+  const int32_t end =
+      std::min({num_common * options_.page_tokens, state->num_tokens, donor->num_tokens});
+  return state->index.AdoptSegments(donor->index, end);
+}
+
 absl::StatusOr<semkv_sequence> Context::Fork(semkv_sequence sequence) {
   SEMKV_ASSIGN_OR_RETURN(IndexedSequence * parent, FindSequence(sequence));
   SEMKV_RETURN_IF_ERROR(MarkWritten(sequence, parent));

@@ -137,6 +137,17 @@ absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uin
   return absl::OkStatus();
 }
 
+int32_t SequenceIndex::AdoptSegments(const SequenceIndex& other, int32_t end) {
+  int32_t adopted = 0;
+  for (const std::shared_ptr<const Segment>& segment : other.segments_) {
+    const int32_t segment_end = segment->first + segment->num_tokens;
+    if (segment_end % recipe_.segment_tokens != 0 || segment_end > end) break;
+    segments_.push_back(segment);
+    adopted = segment_end;
+  }
+  return adopted;
+}
+
 absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const uint8_t* closes,
                                   Progress* progress) {
   *progress = Progress();

@@ -118,6 +118,11 @@ class SequenceIndex {
   absl::Status Observe(const KeySource& source, int32_t length, const uint8_t* closes,
                        int32_t num_closes, Progress* progress);
 
+  // Takes over the leading segments of `other` that Index would build here from the same first
+  // `end` tokens: those that end on a border. Both have the same recipe; this one has no segments.
+  // Returns where the last of them ends; 0 if there is none.
+  int32_t AdoptSegments(const SequenceIndex& other, int32_t end);
+
   // Views of one cell's lists, at most max_views() of them. Returns how many were written.
   int32_t Views(int32_t cell, ListsView* views) const;
   int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }

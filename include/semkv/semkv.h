@@ -271,6 +271,13 @@ SEMKV_EXPORT int semkv_sequence_append(semkv_context* context, semkv_sequence se
 SEMKV_EXPORT int semkv_sequence_append_pages(semkv_context* context, semkv_sequence sequence,
                                              int32_t num_tokens, const int32_t* ids,
                                              int32_t num_pages, const int32_t* pages);
+/* Takes over lists of `from` instead of building them: the full segments (policy.segment_tokens) of
+ * the tokens whose pages both sequences begin with. Call between appending and semkv_index, which
+ * builds the rest. *num_shared: tokens up to which lists are shared; 0 if there is no full segment
+ * in common or the policies build lists differently.
+ * Errors: NOT_FOUND; FAILED_PRECONDITION if `sequence` has lists. */
+SEMKV_EXPORT int semkv_sequence_share_lists(semkv_context* context, semkv_sequence sequence,
+                                            semkv_sequence from, int32_t* num_shared);
 /* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. Every token of
  * `sequence` must have been written in every layer.
  * Errors: NOT_FOUND; RESOURCE_EXHAUSTED at max_sequences. */

@@ -1,5 +1,5 @@
-// An engine that chooses the pages: whatever pages it takes, what is selected and what comes out is,
-// bit for bit, what a context gives that chooses its own.
+// An engine that chooses the pages: whatever pages it takes, what is selected and what comes out
+// is, bit for bit, what a context gives that chooses its own.
 
 #include <gtest/gtest.h>
 
@@ -60,10 +60,15 @@ class Driver {
 
   void Create() {
     ASSERT_EQ(semkv_sequence_create(context_, 0, &sequence_), SEMKV_OK) << semkv_last_error();
+    SetSegmentTokens(8192);
+  }
+
+  void SetSegmentTokens(int32_t segment_tokens) {
     semkv_policy policy;
     ASSERT_EQ(semkv_policy_init(&policy, kind_), SEMKV_OK);
     policy.budget = 256;
     policy.force_sparse = 1;
+    policy.segment_tokens = segment_tokens;
     ASSERT_EQ(semkv_sequence_set_policy(context_, sequence_, &policy), SEMKV_OK);
   }
 
@@ -190,6 +195,61 @@ TEST_P(EnginePagesTest, ASequenceOverPagesThatAreFullAlready) {
   own.Append(kPrompt, 1);
   engine.Append(kPrompt, 1);
   ExpectEqualStep(own, engine);
+}
+
+// A second sequence with the same first pages takes the first one's full segments; what is selected
+// and attended is as if it had built them.
+TEST_P(EnginePagesTest, SharedListsAreThoseThatWouldBeBuilt) {
+  SEMKV_TRACE_SEED(seed_);
+  Driver own(data_, ids_, GetParam(), {}), engine(data_, ids_, GetParam(), pages_);
+  for (Driver* driver : {&own, &engine}) driver->SetSegmentTokens(1024);
+  own.Append(0, kTokens - 1);
+  engine.Append(0, kTokens - 1);
+  engine.Index();
+  const semkv_sequence first = engine.sequence();
+  engine.Create();
+  engine.SetSegmentTokens(1024);
+  engine.Append(0, kTokens - 1, /*writes=*/false);
+  int32_t num_shared = -1;
+  ASSERT_EQ(semkv_sequence_share_lists(engine.context(), engine.sequence(), first, &num_shared),
+            SEMKV_OK)
+      << semkv_last_error();
+  EXPECT_EQ(num_shared, GetParam() == SEMKV_POLICY_WINDOW ? 0 : 1024);
+  own.Index();
+  engine.Index();
+  if (num_shared > 0) {
+    EXPECT_EQ(semkv_sequence_share_lists(engine.context(), engine.sequence(), first, &num_shared),
+              SEMKV_FAILED_PRECONDITION);
+  }
+  own.Append(kTokens - 1, 1);
+  engine.Append(kTokens - 1, 1);
+  ExpectEqualStep(own, engine);
+}
+
+TEST_P(EnginePagesTest, ListsAreNotSharedAcrossOtherPagesOrPolicies) {
+  SEMKV_TRACE_SEED(seed_);
+  Driver engine(data_, ids_, GetParam(), pages_);
+  engine.SetSegmentTokens(1024);
+  engine.Append(0, kTokens - 1);
+  engine.Index();
+  const semkv_sequence first = engine.sequence();
+  engine.Create();
+  engine.SetSegmentTokens(2048);
+  engine.Append(0, kTokens - 1, /*writes=*/false);
+  int32_t num_shared = -1;
+  ASSERT_EQ(semkv_sequence_share_lists(engine.context(), engine.sequence(), first, &num_shared),
+            SEMKV_OK);
+  EXPECT_EQ(num_shared, 0) << "other segments";
+  engine.Create();
+  engine.SetSegmentTokens(1024);
+  std::vector<int32_t> others(pages_.begin(), pages_.begin() + 40);
+  std::swap(others[31], others[39]);  // the last page of the first segment
+  ASSERT_EQ(semkv_sequence_append_pages(engine.context(), engine.sequence(), 1280, nullptr, 40,
+                                        others.data()),
+            SEMKV_OK);
+  ASSERT_EQ(semkv_sequence_share_lists(engine.context(), engine.sequence(), first, &num_shared),
+            SEMKV_OK);
+  EXPECT_EQ(num_shared, 0) << "other pages";
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, EnginePagesTest,

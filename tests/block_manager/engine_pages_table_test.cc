@@ -13,9 +13,9 @@
 namespace semkv {
 namespace {
 
+using absl::StatusCode;
 using testing::MakeManager;
 using testing::Pages;
-using absl::StatusCode;
 
 constexpr BlockManagerOptions kEngine{.max_sequences = 8,
                                       .max_sequence_tokens = 64,

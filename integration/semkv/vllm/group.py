@@ -1,0 +1,309 @@
+"""The layers of one KV cache group and the semkv context behind them, in one worker process."""
+import collections
+import dataclasses
+import os
+import re
+import weakref
+
+import numpy as np
+import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+
+from semkv._abi import SemkvError, check, ffi, lib, new
+from semkv.vllm import options as semkv_options
+from semkv.vllm.tracker import Tracker
+from semkv.vllm.vocabulary import vocabulary_bytes
+
+logger = init_logger("vllm.semkv")
+
+_DTYPES = {torch.float32: lib.SEMKV_DTYPE_F32, torch.float16: lib.SEMKV_DTYPE_F16,
+           torch.bfloat16: lib.SEMKV_DTYPE_BF16}
+
+_groups = weakref.WeakSet()
+_step_ids = None  # ids of the tokens of the forward pass that runs now
+
+
+def note_step_ids(ids):
+    """Called with the input ids, or None, before every forward pass of the model."""
+    global _step_ids
+    _step_ids = ids
+
+
+def explain():
+    """What semkv does in this process and why, as text."""
+    return "\n".join(group.explain() for group in _groups) or "semkv: no attention layers yet\n"
+
+
+@dataclasses.dataclass
+class Place:
+    """Which layer of which context an attention layer is."""
+
+    group: "Group"
+    index: int
+
+
+def _pinned_cpus():
+    """The CPUs that this process has bound single threads to, as vLLM's workers do."""
+    cpus = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            allowed = os.sched_getaffinity(int(task))
+        except OSError:  # the thread has ended
+            continue
+        if len(allowed) == 1:
+            cpus |= allowed
+    return cpus
+
+
+class Group:
+    @classmethod
+    def of_layers(cls, kv_cache_spec, layer_names, vllm_config):
+        layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
+        used, left = [], {}
+        for name in layer_names:
+            reason = layers[name].impl.unsupported()
+            if reason is None:
+                used.append(layers[name])
+            else:
+                left[name] = reason
+        group = cls(kv_cache_spec, used, left, vllm_config)
+        if used and group.off is None:
+            for index, layer in enumerate(used):
+                layer.semkv_place = Place(group, index)
+        return group
+
+    def __init__(self, kv_cache_spec, layers, left, vllm_config):
+        self.off = None  # why nothing is sparse any more
+        self._left = left  # layer name -> why it is vLLM's alone
+        self._config = vllm_config
+        self._options = semkv_options.from_environment(vllm_config)
+        self._dtype = vllm_config.model_config.dtype
+        self._block_tokens = kv_cache_spec.block_size
+        self._context = self._plan = self._tracker = None
+        self._plan_rows = 0
+        self._counts = collections.Counter()
+        _groups.add(self)
+        if not layers:
+            self.off = "no layer that semkv supports"
+            return
+        self._num_layers = len(layers)
+        impl = layers[0].impl
+        self._num_heads, self._num_kv_heads = impl.num_heads, impl.num_kv_heads
+        self._head_dim = impl.head_size
+        self._vocabulary = self._load_vocabulary()
+        if self._vocabulary is None and self._options.policy.kind == lib.SEMKV_POLICY_HYBRID:
+            logger.warning("semkv: no tokenizer, so no sentences: policy cluster instead of hybrid")
+            self._options = semkv_options.parse(
+                "cluster", {name: getattr(self._options.policy, name)
+                            for name in ("budget", "min_context", "force_sparse", "dense_layers")})
+        # A mistake in the options must be known when the server starts, not at the first request.
+        try:
+            self._check_policy()
+        except SemkvError as error:
+            if error.code != lib.SEMKV_UNIMPLEMENTED:
+                raise ValueError(f"semkv: {error}") from error
+            self._turn_off(str(error))
+
+    def _load_vocabulary(self):
+        model = self._config.model_config
+        if model.skip_tokenizer_init:
+            return None
+        from transformers import AutoTokenizer
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.tokenizer, revision=model.tokenizer_revision,
+            trust_remote_code=model.trust_remote_code)
+        return vocabulary_bytes(tokenizer)
+
+    def _make_context(self, num_blocks, max_tokens, max_sequences):
+        wanted = new("semkv_options")
+        check(lib.semkv_options_init(wanted))
+        wanted.num_layers, wanted.num_heads = self._num_layers, self._num_heads
+        wanted.num_kv_heads, wanted.head_dim = self._num_kv_heads, self._head_dim
+        wanted.kv_dtype = _DTYPES[self._dtype]
+        wanted.page_tokens, wanted.num_pages = self._block_tokens, num_blocks
+        wanted.max_sequences, wanted.max_sequence_tokens = max_sequences, max_tokens
+        wanted.num_threads = torch.get_num_threads()
+        wanted.engine_pages = 1
+        made = ffi.new("semkv_context **")
+        # The library's threads inherit this thread's CPUs, which vLLM may have bound to one.
+        before = os.sched_getaffinity(0)
+        pinned = _pinned_cpus()
+        try:
+            if len(before) == 1 and pinned:
+                os.sched_setaffinity(0, pinned)
+            check(lib.semkv_context_create(wanted, made))
+        finally:
+            os.sched_setaffinity(0, before)
+        context = ffi.gc(made[0], lib.semkv_context_destroy)
+        if self._vocabulary is not None:
+            offsets = np.zeros(len(self._vocabulary) + 1, np.int64)
+            np.cumsum([len(token) for token in self._vocabulary], out=offsets[1:])
+            check(lib.semkv_vocabulary_set(context, len(self._vocabulary),
+                                           b"".join(self._vocabulary),
+                                           ffi.from_buffer("int64_t[]", offsets)))
+        return context
+
+    def _check_policy(self):
+        context = self._make_context(1, self._block_tokens, 1)
+        sequence = ffi.new("semkv_sequence *")
+        check(lib.semkv_sequence_create(context, 0, sequence))
+        check(lib.semkv_sequence_set_policy(context, sequence[0], self._options.policy))
+
+    def _start(self, num_blocks):
+        """The context, once vLLM has said how many blocks there are."""
+        block_bytes = (2 * self._num_layers * self._num_kv_heads * self._head_dim *
+                       self._block_tokens * self._dtype.itemsize)
+        if self._options.copy_gib > 0:
+            num_blocks = min(num_blocks, int(self._options.copy_gib * 2**30) // block_bytes)
+        max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
+        # One more than rows, so that a request may follow one that has ended.
+        max_sequences = self._options.max_rows + 1
+        self._context = self._make_context(num_blocks, max_tokens, max_sequences)
+        self._tracker = Tracker(self._context, self._options.policy, num_blocks,
+                                self._block_tokens, max_sequences, max_tokens)
+        self._num_blocks, self._max_tokens = num_blocks, max_tokens
+        logger.info("semkv: policy %s, budget %d, %d layers, a plain-row copy of %d blocks (%.2f GiB)",
+                    self._options.name, self._options.policy.budget, self._num_layers, num_blocks,
+                    num_blocks * block_bytes / 2**30)
+
+    def _turn_off(self, reason):
+        self.off = reason
+        logger.warning("semkv: off, vLLM's own attention serves every row: %s", reason)
+
+    def write(self, index, key, value, slot_mapping, kv_cache):
+        """Copies the keys and values of a step's tokens of one layer, [n, KV heads, channels]."""
+        if self.off is not None:
+            return
+        try:
+            if self._context is None:
+                self._start(kv_cache.shape[0])
+            if index == 0:
+                self._note_writes(slot_mapping)
+            args = new("semkv_write_args")
+            args.dtype, args.num_tokens = _DTYPES[key.dtype], len(self._slots)
+            args.slots = ffi.from_buffer("int32_t[]", self._slots)
+            args.k, args.v = _pointer(key), _pointer(value)
+            args.k_token, args.k_head = key.stride(0), key.stride(1)
+            args.v_token, args.v_head = value.stride(0), value.stride(1)
+            check(lib.semkv_write_kv(self._context, index, args))
+        except SemkvError as error:
+            self._turn_off(str(error))
+
+    def _note_writes(self, slot_mapping):
+        global _step_ids
+        slots = slot_mapping.numpy().astype(np.int32)
+        # Blocks beyond a limited copy are never written, so their rows fall back.
+        slots[slots >= self._num_blocks * self._block_tokens] = -1
+        self._slots = slots
+        ids = None
+        if _step_ids is not None and len(_step_ids) >= len(slots):
+            ids = _step_ids.numpy()[:len(slots)][slots >= 0]
+        _step_ids = None
+        self._tracker.note_writes(slots, ids)
+
+    def plan(self, query_start, seq_lens, block_table, num_rows, is_prefilling):
+        """The rows of a step that are decoded sparsely, ascending; the step is planned for them."""
+        if self.off is not None or self._context is None:
+            return []
+        wanted = []
+        for row in range(num_rows):
+            reason = self._refusal(query_start[row + 1] - query_start[row], int(seq_lens[row]),
+                                   block_table[row], is_prefilling is not None and is_prefilling[row])
+            if reason is not None:
+                self._counts[reason] += 1
+            elif len(wanted) == self._options.max_rows:
+                self._counts["more rows than max_rows"] += 1
+            else:
+                wanted.append(row)
+        try:
+            return self._plan_step(wanted, seq_lens, block_table)
+        except SemkvError as error:
+            self._turn_off(str(error))
+            return []
+
+    def _refusal(self, num_queries, length, table, is_prefilling):
+        if num_queries == 0:
+            return "padding"
+        if is_prefilling:
+            return "prefill"
+        if num_queries > 1:
+            return "several queries"
+        if length <= self._options.threshold:
+            return "short context"
+        if length > self._max_tokens:
+            return "longer than the copy"
+        if int(table[:-(-length // self._block_tokens)].max()) >= self._num_blocks:
+            return "a block beyond the copy"
+        return None
+
+    def _plan_step(self, rows, seq_lens, block_table):
+        if not rows:
+            return []
+        found = self._tracker.sequences_for([(block_table[r], int(seq_lens[r])) for r in rows])
+        planned = [row for row, sequence in zip(rows, found) if sequence is not None]
+        if not planned:
+            return []
+        self._grow_plan(len(planned))
+        sequences = [sequence for sequence in found if sequence is not None]
+        check(lib.semkv_plan_step(self._plan, len(sequences), sequences, ffi.NULL))
+        self._counts["sparse"] += len(planned)
+        return planned
+
+    def _grow_plan(self, num_rows):
+        if num_rows <= self._plan_rows:
+            return
+        self._plan_rows = min(self._options.max_rows, max(8, 2 * self._plan_rows, num_rows))
+        made = ffi.new("semkv_plan **")
+        budget = min(self._options.policy.budget, self._max_tokens)
+        check(lib.semkv_plan_create(self._context, self._plan_rows, budget, made))
+        self._plan = ffi.gc(made[0], lib.semkv_plan_destroy)
+
+    def attend(self, index, query, out, scale, logit_cap):
+        """Selection and attention of the planned rows. query, out: [rows, heads, channels]."""
+        args = new("semkv_attend_args")
+        args.dtype = _DTYPES[query.dtype]
+        args.q, args.out = _pointer(query), _pointer(out)
+        args.q_token, args.q_head = query.stride(0), query.stride(1)
+        args.out_token, args.out_head = out.stride(0), out.stride(1)
+        args.scale, args.logit_cap = scale, logit_cap
+        check(lib.semkv_select(self._plan, index, args))
+        check(lib.semkv_attend(self._plan, index, args))
+
+    def stats(self):
+        """The library's counters, semkv_stats, as a dict; empty before the first request."""
+        if self._context is None:
+            return {}
+        found = new("semkv_stats")
+        check(lib.semkv_stats_get(self._context, found))
+        names = [name for name, _ in ffi.typeof("semkv_stats").fields]
+        return {name: list(value) if name == "layer_rows" else value
+                for name in names for value in [getattr(found, name)]}
+
+    def explain(self):
+        lines = [f"semkv in vLLM: policy {self._options.name}, budget "
+                 f"{self._options.policy.budget}, rows above {self._options.threshold} tokens"]
+        if self.off is not None:
+            lines.append(f"off: {self.off}")
+        for name, reason in self._left.items():
+            lines.append(f"layer {name}: left to vLLM, {reason}")
+        lines.append("rows of steps: " + (", ".join(
+            f"{reason} {count}" for reason, count in sorted(self._counts.items())) or "none"))
+        if self._tracker is not None:
+            refused = sum(self._tracker.refused.values())
+            lines.append(f"sequences: made {self._tracker.adopted}, continued "
+                         f"{self._tracker.continued} times, lists shared for "
+                         f"{self._tracker.shared_tokens} tokens, refused {refused}"
+                         + "".join(f"; {r} {n}" for r, n in self._tracker.refused.items()))
+        if self._context is not None:
+            text = ffi.new("char[]", 1 << 16)
+            check(lib.semkv_explain(self._context, text, 1 << 16, ffi.NULL))
+            lines.append(ffi.string(text).decode())
+        return "\n".join(lines) + "\n"
+
+
+def _pointer(tensor):
+    if tensor.stride(-1) != 1:
+        raise ValueError(f"channels of a tensor are {tensor.stride(-1)} elements apart, must be 1")
+    return ffi.cast("void *", tensor.data_ptr())

@@ -1,0 +1,207 @@
+"""Which semkv sequence a row of an engine's batch is, told from its block table alone.
+
+vLLM gives an attention backend no request id. A row is known again by its blocks: a block gets a
+new generation whenever its first slot is written, so (block, generation) names a content, and a
+sequence is the row whose contents and length are those that it had after its last step. A row that
+matches none (its first decode step, after a preemption, after steps that went elsewhere) gets a
+new sequence over the rows that are in its blocks already.
+
+Token ids are kept by slot as they come by, so a prefix-cache hit, whose tokens are never computed
+again, has them too.
+"""
+import collections
+
+import numpy as np
+
+from semkv._abi import check, ffi, lib
+
+# Why a row is left to the engine's own attention; counted in Tracker.refused.
+UNWRITTEN = "a block was not written through the layer"
+NO_ROOM = "more rows than max_rows"
+
+
+def _int32(array):
+    return ffi.from_buffer("int32_t[]", array)
+
+
+class _Tracked:
+    """One sequence: the blocks it is made of and their generations when it took them."""
+
+    def __init__(self, sequence, max_blocks):
+        self.sequence = sequence
+        self.num_tokens = 0
+        self.blocks = np.empty(max_blocks, np.int32)
+        self.generations = np.empty(max_blocks, np.int64)
+        self.num_blocks = 0
+        self.step = -1
+
+    @property
+    def last_block(self):
+        return int(self.blocks[self.num_blocks - 1]) if self.num_blocks else -1
+
+    def add_blocks(self, blocks, generations):
+        end = self.num_blocks + len(blocks)
+        self.blocks[self.num_blocks:end] = blocks
+        self.generations[self.num_blocks:end] = generations
+        self.num_blocks = end
+
+
+class Tracker:
+    """Sequences of one context whose pages are the engine's blocks.
+
+    context: semkv_context with engine_pages; owned by the caller, must outlive the tracker.
+    policy: struct semkv_policy of every sequence.
+    """
+
+    def __init__(self, context, policy, num_blocks, block_tokens, max_sequences, max_tokens):
+        self._context = context
+        self._policy = policy
+        self._block_tokens = block_tokens
+        self._max_blocks = -(-max_tokens // block_tokens)
+        self._max_sequences = max_sequences
+        self._ids = np.full(num_blocks * block_tokens, -1, np.int32)
+        self._generations = np.zeros(num_blocks, np.int64)  # 0: never written
+        self._fill = np.zeros(num_blocks, np.int32)  # slots written in this generation
+        self._by_last_block = {}  # block of a sequence's last token -> [_Tracked]
+        self._holders = collections.defaultdict(set)  # block -> sequences that have it
+        self._count = 0
+        self._step = 0
+        self.adopted = 0
+        self.continued = 0
+        self.shared_tokens = 0
+        self.refused = collections.Counter()
+
+    def note_writes(self, slots, ids):
+        """`slots`, int array [n], are about to be written; `ids`, int array [n] or None."""
+        slots = slots[slots >= 0]
+        blocks, offsets = np.divmod(slots, self._block_tokens)
+        started = blocks[offsets == 0]
+        if len(started):
+            self._start_content(np.unique(started).astype(np.int32))
+        self._ids[slots] = -1 if ids is None else ids
+        np.maximum.at(self._fill, blocks, (offsets + 1).astype(np.int32))
+
+    def _start_content(self, blocks):
+        for block in blocks.tolist():
+            for tracked in list(self._holders.get(block, ())):
+                self._release(tracked)
+        check(lib.semkv_pages_forget(self._context, len(blocks), _int32(blocks)))
+        self._generations[blocks] += 1
+        self._fill[blocks] = 0
+
+    def sequences_for(self, rows):
+        """One semkv sequence per row, its current token appended, or None where there is none.
+
+        rows: [(block table, int32 array; number of tokens, the current one included)].
+        """
+        self._step += 1
+        # Sequences that go on are found before new ones may push out what was not seen yet.
+        found = [self._take(table, length - 1) for table, length in rows]
+        result = []
+        for (table, length), tracked in zip(rows, found):
+            if tracked is None:
+                tracked = self._adopt(table, length - 1)
+            if tracked is not None:
+                self._append_current(tracked, table, length)
+            result.append(None if tracked is None else tracked.sequence)
+        return result
+
+    def _take(self, table, num_tokens):
+        """The sequence that stood at exactly these tokens, its last step's token observed."""
+        last = int(table[(num_tokens - 1) // self._block_tokens]) if num_tokens > 0 else -1
+        for tracked in self._by_last_block.get(last, ()):
+            n = tracked.num_blocks
+            if (tracked.num_tokens == num_tokens and tracked.step < self._step
+                    and np.array_equal(tracked.blocks[:n], table[:n])
+                    and np.array_equal(tracked.generations[:n], self._generations[table[:n]])):
+                check(lib.semkv_observe(self._context, tracked.sequence))
+                tracked.step = self._step
+                self.continued += 1
+                return tracked
+        return None
+
+    def _adopt(self, table, num_tokens):
+        """A new sequence over `num_tokens` tokens that are in their blocks already."""
+        size = self._block_tokens
+        num_blocks = -(-num_tokens // size)
+        blocks = np.ascontiguousarray(table[:num_blocks], np.int32)
+        needed = np.full(num_blocks, size, np.int32)
+        if num_blocks:
+            needed[-1] = num_tokens - (num_blocks - 1) * size
+        if np.any(self._fill[blocks] < needed):
+            self.refused[UNWRITTEN] += 1
+            return None
+        if self._count >= self._max_sequences and not self._evict():
+            self.refused[NO_ROOM] += 1
+            return None
+        sequence = ffi.new("semkv_sequence *")
+        check(lib.semkv_sequence_create(self._context, 0, sequence))
+        tracked = _Tracked(sequence[0], self._max_blocks)
+        self._count += 1
+        check(lib.semkv_sequence_set_policy(self._context, tracked.sequence, self._policy))
+        if num_tokens:
+            donor = self._donor(blocks)
+            slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).ravel()[:num_tokens]
+            self._append(tracked, self._ids[slots], blocks)
+            if donor is not None:
+                shared = ffi.new("int32_t *")
+                check(lib.semkv_sequence_share_lists(self._context, tracked.sequence,
+                                                     donor.sequence, shared))
+                self.shared_tokens += shared[0]
+            check(lib.semkv_index(self._context, tracked.sequence))
+        tracked.step = self._step
+        self.adopted += 1
+        return tracked
+
+    def _donor(self, blocks):
+        """The sequence that begins with most of these blocks: its lists serve there too."""
+        def num_common(tracked):
+            n = min(tracked.num_blocks, len(blocks))
+            differs = np.flatnonzero(tracked.blocks[:n] != blocks[:n])
+            return int(differs[0]) if len(differs) else n
+        return max(self._holders.get(int(blocks[0]), ()), key=num_common, default=None)
+
+    def _append_current(self, tracked, table, length):
+        index, offset = divmod(length - 1, self._block_tokens)
+        block = table[index:index + 1].astype(np.int32)
+        slot = int(block[0]) * self._block_tokens + offset
+        self._unfile(tracked)
+        self._append(tracked, self._ids[slot:slot + 1], block if offset == 0 else block[:0])
+        self._file(tracked)
+
+    def _file(self, tracked):
+        self._by_last_block.setdefault(tracked.last_block, []).append(tracked)
+
+    def _unfile(self, tracked):
+        held = self._by_last_block.get(tracked.last_block, [])
+        if tracked in held:
+            held.remove(tracked)
+            if not held:
+                del self._by_last_block[tracked.last_block]
+
+    def _append(self, tracked, ids, blocks):
+        check(lib.semkv_sequence_append_pages(
+            self._context, tracked.sequence, len(ids), _int32(np.ascontiguousarray(ids)),
+            len(blocks), _int32(blocks)))
+        tracked.num_tokens += len(ids)
+        tracked.add_blocks(blocks, self._generations[blocks])
+        for block in blocks.tolist():
+            self._holders[block].add(tracked)
+
+    def _evict(self):
+        """Ends the sequence that was not seen for longest; False if all are in this step."""
+        oldest = min((t for held in self._by_last_block.values() for t in held),
+                     key=lambda t: t.step, default=None)
+        if oldest is None or oldest.step == self._step:
+            return False
+        self._release(oldest)
+        return True
+
+    def _release(self, tracked):
+        check(lib.semkv_sequence_release(self._context, tracked.sequence))
+        for block in tracked.blocks[:tracked.num_blocks].tolist():
+            self._holders[block].discard(tracked)
+            if not self._holders[block]:
+                del self._holders[block]
+        self._unfile(tracked)
+        self._count -= 1
