@@ -57,6 +57,30 @@ def _pinned_cpus():
     return cpus
 
 
+class Samples:
+    """A few bytes of each of the engine's blocks as they were after the last write through the
+    layer. A KV connector fills blocks without one; then they differ. Whatever the layout is."""
+
+    _NUM = 32
+
+    def __init__(self, num_blocks):
+        self._samples = torch.zeros((num_blocks, self._NUM), dtype=torch.float32)
+        self._cache = None
+
+    def _read(self, blocks):
+        rows = self._cache[blocks].flatten(1)
+        return rows[:, ::max(1, rows.shape[1] // self._NUM)][:, :self._NUM].float()
+
+    def take(self, kv_cache, slots, block_tokens):
+        self._cache = kv_cache
+        blocks = torch.from_numpy(np.unique(slots[slots >= 0] // block_tokens)).long()
+        self._samples[blocks] = self._read(blocks)
+
+    def hold(self, blocks):
+        blocks = torch.from_numpy(blocks).long()
+        return bool(torch.equal(self._read(blocks), self._samples[blocks]))
+
+
 class Group:
     @classmethod
     def of_layers(cls, kv_cache_spec, layer_names, vllm_config):
@@ -81,7 +105,7 @@ class Group:
         self._options = semkv_options.from_environment(vllm_config)
         self._dtype = vllm_config.model_config.dtype
         self._block_tokens = kv_cache_spec.block_size
-        self._context = self._plan = self._tracker = None
+        self._context = self._plan = self._tracker = self._samples = None
         self._plan_rows = 0
         self._counts = collections.Counter()
         _groups.add(self)
@@ -161,8 +185,11 @@ class Group:
         # One more than rows, so that a request may follow one that has ended.
         max_sequences = self._options.max_rows + 1
         self._context = self._make_context(num_blocks, max_tokens, max_sequences)
+        if self._config.kv_transfer_config is not None:
+            self._samples = Samples(num_blocks)
         self._tracker = Tracker(self._context, self._options.policy, num_blocks,
-                                self._block_tokens, max_sequences, max_tokens)
+                                self._block_tokens, max_sequences, max_tokens,
+                                holds=self._samples and self._samples.hold)
         self._num_blocks, self._max_tokens = num_blocks, max_tokens
         logger.info("semkv: policy %s, budget %d, %d layers, a plain-row copy of %d blocks (%.2f GiB)",
                     self._options.name, self._options.policy.budget, self._num_layers, num_blocks,
@@ -188,6 +215,8 @@ class Group:
             args.k_token, args.k_head = key.stride(0), key.stride(1)
             args.v_token, args.v_head = value.stride(0), value.stride(1)
             check(lib.semkv_write_kv(self._context, index, args))
+            if index == 0 and self._samples is not None:
+                self._samples.take(kv_cache, self._slots, self._block_tokens)
         except SemkvError as error:
             self._turn_off(str(error))
 

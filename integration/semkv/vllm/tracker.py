@@ -1,10 +1,10 @@
 """Which semkv sequence a row of an engine's batch is, told from its block table alone.
 
-vLLM gives an attention backend no request id. A row is known again by its blocks: a block gets a
-new generation whenever its first slot is written, so (block, generation) names a content, and a
-sequence is the row whose contents and length are those that it had after its last step. A row that
-matches none (its first decode step, after a preemption, after steps that went elsewhere) gets a
-new sequence over the rows that are in its blocks already.
+vLLM gives an attention backend no request id. A row is known again by its blocks: it goes on with
+the sequence that had exactly its blocks and its length after the last step. A block gets new
+content when its first slot is written; that ends the sequences over the old one. A row that matches
+none (its first decode step, after a preemption, after steps that went elsewhere) gets a new
+sequence over the keys that are in its blocks already.
 
 Token ids are kept by slot as they come by, so a prefix-cache hit, whose tokens are never computed
 again, has them too.
@@ -25,13 +25,12 @@ def _int32(array):
 
 
 class _Tracked:
-    """One sequence: the blocks it is made of and their generations when it took them."""
+    """One sequence and the blocks it is made of."""
 
     def __init__(self, sequence, max_blocks):
         self.sequence = sequence
         self.num_tokens = 0
         self.blocks = np.empty(max_blocks, np.int32)
-        self.generations = np.empty(max_blocks, np.int64)
         self.num_blocks = 0
         self.step = -1
 
@@ -39,10 +38,9 @@ class _Tracked:
     def last_block(self):
         return int(self.blocks[self.num_blocks - 1]) if self.num_blocks else -1
 
-    def add_blocks(self, blocks, generations):
+    def add_blocks(self, blocks):
         end = self.num_blocks + len(blocks)
         self.blocks[self.num_blocks:end] = blocks
-        self.generations[self.num_blocks:end] = generations
         self.num_blocks = end
 
 
@@ -51,17 +49,20 @@ class Tracker:
 
     context: semkv_context with engine_pages; owned by the caller, must outlive the tracker.
     policy: struct semkv_policy of every sequence.
+    holds: function of block ids that tells whether they hold what was last written to them; None
+      if nobody else writes them (no KV connector).
     """
 
-    def __init__(self, context, policy, num_blocks, block_tokens, max_sequences, max_tokens):
+    def __init__(self, context, policy, num_blocks, block_tokens, max_sequences, max_tokens,
+                 holds=None):
+        self._holds = holds
         self._context = context
         self._policy = policy
         self._block_tokens = block_tokens
         self._max_blocks = -(-max_tokens // block_tokens)
         self._max_sequences = max_sequences
         self._ids = np.full(num_blocks * block_tokens, -1, np.int32)
-        self._generations = np.zeros(num_blocks, np.int64)  # 0: never written
-        self._fill = np.zeros(num_blocks, np.int32)  # slots written in this generation
+        self._fill = np.zeros(num_blocks, np.int32)  # slots written since the first one was
         self._by_last_block = {}  # block of a sequence's last token -> [_Tracked]
         self._holders = collections.defaultdict(set)  # block -> sequences that have it
         self._count = 0
@@ -86,7 +87,6 @@ class Tracker:
             for tracked in list(self._holders.get(block, ())):
                 self._release(tracked)
         check(lib.semkv_pages_forget(self._context, len(blocks), _int32(blocks)))
-        self._generations[blocks] += 1
         self._fill[blocks] = 0
 
     def sequences_for(self, rows):
@@ -113,7 +113,7 @@ class Tracker:
             n = tracked.num_blocks
             if (tracked.num_tokens == num_tokens and tracked.step < self._step
                     and np.array_equal(tracked.blocks[:n], table[:n])
-                    and np.array_equal(tracked.generations[:n], self._generations[table[:n]])):
+                    and (self._holds is None or self._holds(tracked.blocks[:n]))):
                 check(lib.semkv_observe(self._context, tracked.sequence))
                 tracked.step = self._step
                 self.continued += 1
@@ -128,7 +128,8 @@ class Tracker:
         needed = np.full(num_blocks, size, np.int32)
         if num_blocks:
             needed[-1] = num_tokens - (num_blocks - 1) * size
-        if np.any(self._fill[blocks] < needed):
+        if np.any(self._fill[blocks] < needed) or (
+                self._holds is not None and not self._holds(blocks)):
             self.refused[UNWRITTEN] += 1
             return None
         if self._count >= self._max_sequences and not self._evict():
@@ -184,7 +185,7 @@ class Tracker:
             self._context, tracked.sequence, len(ids), _int32(np.ascontiguousarray(ids)),
             len(blocks), _int32(blocks)))
         tracked.num_tokens += len(ids)
-        tracked.add_blocks(blocks, self._generations[blocks])
+        tracked.add_blocks(blocks)
         for block in blocks.tolist():
             self._holders[block].add(tracked)
 

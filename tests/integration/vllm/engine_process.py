@@ -1,0 +1,138 @@
+"""One vLLM engine in a process of its own, driven by JSON lines: its backend is chosen when it is
+imported, so stock and semkv cannot live in one process.
+
+As a program: reads {"engine": LLM arguments} and then requests, writes one line per request.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+REPLY = "REPLY "
+
+
+class EngineProcess:
+    """A context manager around the program. `switch`: the value of SEMKV_VLLM, or None for stock."""
+
+    def __init__(self, switch=None, environment=None, **engine):
+        env = dict(os.environ)
+        env.pop("SEMKV_VLLM", None)
+        env.update({"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}, **(environment or {}))
+        if switch is not None:
+            env["SEMKV_VLLM"] = switch
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], env=env,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=self._errors, text=True)
+        try:
+            self._ask(engine)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def log(self):
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+    def _ask(self, message):
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        for line in self._process.stdout:
+            if line.startswith(REPLY):
+                return json.loads(line[len(REPLY):])
+        raise RuntimeError(f"the engine ended:\n{self.log()[-6000:]}")
+
+    def generate(self, prompts, max_tokens, logprobs=0):
+        """Greedy continuations, all prompts (lists of ids) at once: [{"ids", "logprobs"}]."""
+        return self._ask({"prompts": prompts, "max_tokens": max_tokens, "logprobs": logprobs})
+
+    def schedule(self, requests):
+        """Requests that arrive at given steps: [{"arrives", "prompt", "max_tokens", "aborts"}].
+        Returns {"ids": per request, "preempted": how many}; the prefix cache is empty at the start."""
+        return self._ask({"requests": requests})
+
+    def report(self):
+        """{"text": explain(), "groups": [{"counts", "stats"}]} of the engine's process."""
+        return self._ask({"report": True})
+
+
+def _generate(llm, message):
+    from vllm import SamplingParams
+    params = SamplingParams(temperature=0, max_tokens=message["max_tokens"], ignore_eos=True,
+                            logprobs=message["logprobs"])
+    prompts = [{"prompt_token_ids": ids} for ids in message["prompts"]]
+    return [{"ids": list(o.outputs[0].token_ids),
+             "logprobs": [step[token].logprob for step, token in
+                          zip(o.outputs[0].logprobs, o.outputs[0].token_ids)]}
+            for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def _schedule(llm, requests):
+    """Drives the engine step by step; ids of aborted requests are those they had by then."""
+    from vllm import SamplingParams
+    engine = llm.llm_engine
+    llm.reset_prefix_cache()
+    scheduler = engine.engine_core.engine_core.scheduler
+    preempted = set()
+    ids = {str(i): [] for i in range(len(requests))}
+    step, waiting, running = 0, dict(enumerate(requests)), {}
+    while waiting or engine.has_unfinished_requests():
+        for i in [i for i, r in waiting.items() if r["arrives"] <= step]:
+            r = running[str(i)] = waiting.pop(i)
+            engine.add_request(str(i), {"prompt_token_ids": r["prompt"]}, SamplingParams(
+                temperature=0, max_tokens=r["max_tokens"], ignore_eos=True))
+        for output in engine.step():
+            ids[output.request_id] = list(output.outputs[0].token_ids)
+            if output.finished:
+                running.pop(output.request_id, None)
+        preempted |= {request.request_id for request in scheduler.requests.values()
+                      if request.num_preemptions > 0}
+        for name in [n for n, r in running.items() if len(ids[n]) >= r.get("aborts", 1 << 30)]:
+            running.pop(name)
+            engine.abort_request([name])
+        step += 1
+    return {"ids": [ids[str(i)] for i in range(len(requests))], "preempted": len(preempted)}
+
+
+def _report():
+    from semkv.vllm import group
+    return {"text": group.explain(),
+            "groups": [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
+                        "refused": dict(g._tracker.refused) if g._tracker else {},
+                        "shared": g._tracker.shared_tokens if g._tracker else 0}
+                       for g in group._groups]}
+
+
+def main():
+    from vllm import LLM
+    llm = LLM(**json.loads(sys.stdin.readline()))
+    print(REPLY + "{}", flush=True)
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "prompts" in message:
+            reply = _generate(llm, message)
+        elif "requests" in message:
+            reply = _schedule(llm, message["requests"])
+        else:
+            reply = _report()
+        print(REPLY + json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()
