@@ -30,7 +30,7 @@ test-core: release asan
 test-python: packages
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
-	  $(VENV)/bin/pip install --quiet --disable-pip-version-check pytest .
+	  $(VENV)/bin/pip install --quiet --disable-pip-version-check pytest ml_dtypes .
 	$(VENV)/bin/python -m pytest -q -rs tests/integration/test_{cache,lifetime,package,tensors}.py
 
 bench: release

@@ -4,6 +4,7 @@ Nothing is copied and torch is never imported: who passes a torch tensor has imp
 """
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -29,11 +30,14 @@ class Borrowed(NamedTuple):
     head: int
 
 
+@functools.lru_cache  # numpy takes longer to name a dtype than the library to attend to a short row
+def _dtype_name(dtype: Any) -> str:
+    return np.dtype(dtype).name if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
+
+
 def dtype_code(dtype: Any, name: str) -> int:
     """SEMKV_DTYPE_* of a dtype's name, or of a numpy or torch dtype."""
-    text = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    if text not in _DTYPES and isinstance(dtype, type):
-        text = np.dtype(dtype).name
+    text = _dtype_name(dtype)
     if text not in _DTYPES:
         raise ValueError(f"{name} is {text}, must be one of " + ", ".join(_DTYPES))
     return _DTYPES[text]
@@ -61,10 +65,10 @@ def _layout(array: Array, name: str) -> tuple[int, tuple[int, ...]]:
         raise ValueError(f"{name} is a {type(array).__name__}, must be a numpy array or torch "
                          "tensor")
     size = array.itemsize
-    if not array.dtype.isnative or not array.flags.aligned or any(s % size for s in array.strides):
+    if not array.dtype.isnative or not array.flags.aligned:
         raise ValueError(f"{name} has dtype {array.dtype.str} and strides of {array.strides} "
                          f"bytes, must be in native byte order and aligned to {size} bytes")
-    return array.__array_interface__["data"][0], tuple(s // size for s in array.strides)
+    return array.__array_interface__["data"][0], tuple([s // size for s in array.strides])
 
 
 def _check_shape(array: Array, name: str, shape: tuple[int, ...]) -> None:
