@@ -1,4 +1,6 @@
 """Cache, Sequence and Step against attention in plain numpy."""
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from small_model import (HEADS, KV_HEADS, LAYERS, VOCABULARY, attention, make_cache, make_ids,
@@ -137,6 +139,31 @@ def test_decode_folds_tokens_into_the_lists(rng):
         kinds = {event.kind for event in cache.events()}
         assert {"segment_sealed", "sentences_closed"} <= kinds
         assert cache.events() == []
+
+
+def test_threads_with_a_sequence_each(rng):
+    n, steps = 1200, 30
+    tensors = [(*make_kv(rng, n + steps), make_q(rng, steps)) for _ in range(4)]
+
+    def decode(cache, k, v, q):
+        sequence = cache.sequence()
+        prefill(sequence, k[:, :n], v[:, :n])
+        for i in range(steps):
+            at = n + i
+            sequence.append(1)
+            write(sequence, k[:, at:at + 1], v[:, at:at + 1])
+            with cache.step([sequence]) as step:
+                step.select(1, q[1, i:i + 1])
+                out = step.attend(1, q[1, i:i + 1])
+                chosen = selections(step)
+            sequence.observe()
+        return out, chosen
+
+    with make_cache(**SPARSE) as cache, ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda each: decode(cache, *each), tensors))
+    for (k, v, q), (out, chosen) in zip(tensors, results):
+        want, _ = attention(q[1, -1], k[1], v[1], positions=chosen)
+        np.testing.assert_allclose(out[0], want, atol=TOLERANCE)
 
 
 def test_fork_leaves_its_parent_alone(rng):
