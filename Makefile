@@ -4,8 +4,9 @@
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 DEMO := build/demo
+VENV := build/venv-python
 
-.PHONY: demo test test-core bench soak tsan tidy format check-format packages release asan clean
+.PHONY: demo test test-core test-python bench soak tsan tidy format check-format packages release asan clean
 
 demo: release
 	@mkdir -p $(DEMO)
@@ -17,13 +18,20 @@ demo: release
 	  --json $(DEMO)/report.json --html $(DEMO)/report.html
 	@echo "report: $(DEMO)/report.html (open it in a browser), $(DEMO)/report.json"
 
-test: test-core
+test: test-core test-python
 
 # Tests of the optimised build, then the C++ tests again under AddressSanitizer and
 # UndefinedBehaviorSanitizer.
 test-core: release asan
 	ctest --preset release -j $(JOBS)
 	ctest --preset asan -j $(JOBS)
+
+# The Python package as its users have it: the wheel, installed into a virtual environment.
+test-python: packages
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	  $(VENV)/bin/pip install --quiet --disable-pip-version-check pytest ml_dtypes .
+	$(VENV)/bin/python -m pytest -q -rs tests/integration/test_{cache,lifetime,package,tensors}.py
 
 bench: release
 	build/release/semkv_bench --ratios

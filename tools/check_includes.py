@@ -3,7 +3,8 @@
 
     include <- csrc/ops <- {block_manager, faiss_index} <- csrc/api <- integration
 
-Checks every #include of the tree against the table below and prints each line that breaks it.
+Checks every #include of the tree against the table below, and that Python imports torch and engines
+only where ENGINE_FOLDERS says, and prints each line that breaks it.
 Usage: check_includes.py [ROOT]
 """
 
@@ -35,6 +36,10 @@ FOLDERS = {
     "block_manager", "benchmarks", "cmake", "csrc", "docs", "faiss_index", "include", "integration",
     "models", "tests", "tools",
 }
+# Packages of engines, and where Python may import them: the adapters, their tests, and tools that
+# make fixtures or train the model.
+ENGINES = re.compile(r"^\s*(?:import|from)\s+(torch|vllm|sglang|transformers)\b")
+ENGINE_FOLDERS = ("integration/semkv/", "integration/examples/", "tests/integration/", "tools/")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 SOURCE = {".h", ".cc", ".c", ".cu", ".cuh"}
 # Words that say nothing as the name of a file or folder: a function lives with its noun.
@@ -66,6 +71,15 @@ def check_include(path, room, bracket, target):
     return f"{room} may not include {full}"
 
 
+def check_imports(path, text):
+    """Lines of the Python file `path` that import an engine where none may be."""
+    if path.startswith(ENGINE_FOLDERS):
+        return []
+    found = [(number, ENGINES.match(line)) for number, line in enumerate(text.splitlines(), 1)]
+    return [f"{path}:{number}: only {', '.join(ENGINE_FOLDERS)} may import {match[1]}"
+            for number, match in found if match is not None]
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
     problems, count = [], 0
@@ -78,6 +92,8 @@ def main():
             problems.append(f"{relative}/: no such room; see FOLDERS in tools/check_includes.py")
         if VAGUE.search(relative):
             problems.append(f"{relative}: a name that says nothing")
+        if path.suffix == ".py":
+            problems += check_imports(relative, path.read_text(encoding="utf-8"))
         if path.suffix not in SOURCE:
             continue
         room = room_of(relative)

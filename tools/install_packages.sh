@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build make pkg-config python3
+  g++ cmake ninja-build make pkg-config python3 python3-venv
   libabsl-dev libfaiss-dev libopenblas-dev libhwy-dev
   libcli11-dev nlohmann-json3-dev libpcre2-dev
   libgtest-dev libgmock-dev libbenchmark-dev
