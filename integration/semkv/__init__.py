@@ -2,10 +2,24 @@
 
 Cache is the way in for numpy and torch CPU tensors (docs/python.md).
 """
-from semkv._abi import SemkvError, ffi, lib
-from semkv._policy import POLICIES, POLICY_FIELDS
-from semkv.cache import Cache, Event, Sequence
-from semkv.step import Step
+import importlib
 
-__all__ = ["POLICIES", "POLICY_FIELDS", "Cache", "Event", "SemkvError", "Sequence", "Step"]
-__version__ = ffi.string(lib.semkv_version()).decode()
+# Loaded when asked for: with the package installed, every vLLM process imports semkv.vllm, and one
+# that does not use semkv need not load the library.
+_HOMES = {"Cache": "cache", "Event": "cache", "Sequence": "cache", "Step": "step",
+          "SemkvError": "_abi", "POLICIES": "_policy", "POLICY_FIELDS": "_policy"}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name == "__version__":
+        abi = importlib.import_module("semkv._abi")
+        return abi.ffi.string(abi.lib.semkv_version()).decode()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"semkv.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return [*__all__, "__version__"]

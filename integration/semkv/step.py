@@ -192,7 +192,9 @@ class Step:
         """
         positions, count = ffi.new("const int32_t **"), ffi.new("int32_t *")
         check(lib.semkv_select_result(self._pointer(), row, head, positions, count))
-        return np.array(ffi.unpack(positions[0], count[0]), np.int32)
+        # A row may have no selection of this head: NULL and 0.
+        size = count[0] * ffi.sizeof("int32_t")
+        return np.frombuffer(ffi.buffer(positions[0], size), np.int32).copy()
 
     def reason(self, layer: int, row: int = 0) -> str:
         """Why `row` is attended as it is in `layer`: "sparse", or "short_context", "multi_query",

@@ -3,50 +3,60 @@
 Installed, this changes nothing. Set SEMKV_VLLM (options.py) and vLLM's CPU attention is replaced by
 a subclass that decodes long rows sparsely; docs/vllm.md has the options and what falls back.
 """
-from semkv.vllm.options import is_switched_on
+import os
+
+TESTED = ("0.32.0",)
+
+_off = None  # why this process stays with stock vLLM although the switch is on
+
+
+def is_switched_on():
+    return bool(os.environ.get("SEMKV_VLLM"))
 
 
 def register():
     """Entry point of vllm.general_plugins; called in every process, maybe more than once."""
-    if not is_switched_on():
+    global _off
+    if not is_switched_on() or _off is not None:
         return
+    import vllm
+    from vllm.logger import init_logger
     from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    logger = init_logger("vllm.semkv")
+    if vllm.__version__.split("+")[0] not in TESTED:
+        logger.warning_once("semkv: tested with vLLM %s, this is %s; it is used if its attention "
+                            "classes look the same", ", ".join(TESTED), vllm.__version__)
     if not current_platform.is_cpu():
-        from vllm.logger import init_logger
-        init_logger("vllm.semkv").warning(
-            "semkv: only vLLM's CPU backend is supported, this is %s: nothing is changed",
-            current_platform.device_name)
-        return
-    register_backend(AttentionBackendEnum.CPU_ATTN, "semkv.vllm.cpu_backend.SemkvCpuBackend")
-    _watch_ids()
+        _off = f"only vLLM's CPU backend is supported, this is {current_platform.device_name}"
+    else:
+        try:
+            _override()
+        except (ImportError, AttributeError, TypeError) as error:
+            _off = str(error)
+    if _off is not None:
+        logger.warning_once("semkv: off, nothing is changed: %s", _off)
 
 
-def _watch_ids():
-    """Tells the groups the token ids of every forward pass.
-
-    GPUModelRunner._model_forward, which the CPU runner inherits, exists to be overridden; unlike a
-    hook on the embedding it is never part of a compiled graph.
-    """
+def _override():
+    """Raises ImportError, AttributeError or TypeError where this vLLM (or libsemkv) does not have
+    what cpu_backend builds on; nothing is changed then."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from semkv.vllm import group
+    from semkv.vllm import seams
 
-    stock = getattr(GPUModelRunner, "_model_forward", None)
-    if stock is None or getattr(stock, "is_semkv", False):
-        return
-
-    def _model_forward(self, input_ids=None, *args, **kwargs):
-        group.note_step_ids(input_ids)
-        return stock(self, input_ids, *args, **kwargs)
-
-    _model_forward.is_semkv = True
-    GPUModelRunner._model_forward = _model_forward
+    seams.check()
+    register_backend(AttentionBackendEnum.CPU_ATTN, "semkv.vllm.cpu_backend.SemkvCpuBackend")
+    seams.watch_ids(GPUModelRunner)
 
 
 def explain():
     """What semkv does in this process and why, as text. With several processes ask each worker:
     llm.collective_rpc(lambda worker: semkv.vllm.explain())."""
+    if _off is not None:
+        return f"semkv: off, {_off}\n"
+    if not is_switched_on():
+        return "semkv: not switched on (SEMKV_VLLM)\n"
     from semkv.vllm import group
     return group.explain()

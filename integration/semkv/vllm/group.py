@@ -2,7 +2,6 @@
 import collections
 import dataclasses
 import os
-import re
 import weakref
 
 import numpy as np

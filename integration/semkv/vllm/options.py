@@ -9,19 +9,15 @@ Fields may also stand in vLLM's own configuration, where they win:
 import dataclasses
 import os
 
-from semkv._abi import check, ffi, lib, new
+from semkv._abi import ffi, lib
+from semkv._policy import POLICY_FIELDS, changed, make_policy
 
 SWITCH = "SEMKV_VLLM"
-
-# Of semkv_policy: what it is for is the kind's own name, and tests alone force rows sparse.
-_NOT_SET = ("struct_size", "kind")
 
 
 @dataclasses.dataclass
 class Options:
-    """policy: struct semkv_policy, checked by the library when the first sequence is made."""
-
-    policy: object
+    policy: object  # struct semkv_policy; ranges are the library's to check
     copy_gib: float = 0.0  # most memory of the plain-row copy; 0: as much as vLLM's own KV cache
     max_rows: int = 64  # rows of one step that are decoded sparsely; more fall back
 
@@ -37,8 +33,7 @@ class Options:
         return max(self.policy.budget, self.policy.min_context)
 
 
-def is_switched_on():
-    return bool(os.environ.get(SWITCH))
+_LIMITS = {"copy_gib": float, "max_rows": int}
 
 
 def _pairs(text):
@@ -53,48 +48,48 @@ def _pairs(text):
     return name, pairs
 
 
-def _number(key, value, kind):
+def _value(value):
+    """Numbers are numbers wherever they were written; other text may name a choice."""
+    for kind in (int, float):
+        try:
+            return kind(value) if isinstance(value, str) else value
+        except ValueError:
+            pass
+    return value
+
+
+def _limit(field, value):
     try:
-        return kind(value)
+        number = _LIMITS[field](value)
     except (TypeError, ValueError):
-        raise ValueError(f"semkv: {key} is {value!r}, must be {kind.__name__}") from None
+        raise ValueError(f"semkv: {field} is {value!r}, must be a number") from None
+    if number < 0 or (field == "max_rows" and number < 1):
+        raise ValueError(f"semkv: {field} is {number}, must be "
+                         + ("at least 1" if field == "max_rows" else "at least 0"))
+    return number
 
 
 def parse(text, additional=None):
     """Options of the switch's text and the `semkv` part of additional_config.
 
-    Raises ValueError that names the field for an unknown policy, an unknown field or a value that
-    is no number; ranges are the library's to check.
+    Raises ValueError that names the field, for an unknown policy, an unknown field or a value of
+    the wrong kind.
     """
     name, fields = _pairs(text)
     if additional is not None and not isinstance(additional, dict):
         raise ValueError(f"additional_config['semkv'] is {additional!r}, must be a dict")
     fields.update(additional or {})
-    name = fields.pop("policy", name)
-    kind = lib.semkv_policy_kind(str(name).encode())
-    if kind < 0:
-        known = [ffi.string(lib.semkv_policy_name(i)).decode()
-                 for i in range(lib.SEMKV_NUM_POLICIES)]
-        raise ValueError(f"semkv: unknown policy {name!r}; known: {', '.join(known)}")
-    policy = new("semkv_policy")
-    check(lib.semkv_policy_init(policy, kind))
-    options = Options(policy)
-    of_policy = {field: kind.type.cname
-                 for field, kind in ffi.typeof("semkv_policy").fields if field not in _NOT_SET}
-    for key, value in fields.items():
-        if key in of_policy:
-            setattr(policy, key, _number(key, value, float if of_policy[key] == "float" else int))
-        elif key == "copy_gib":
-            options.copy_gib = _number(key, value, float)
-        elif key == "max_rows":
-            options.max_rows = _number(key, value, int)
-        else:
-            known = sorted([*of_policy, "copy_gib", "max_rows"])
-            raise ValueError(f"semkv: unknown option {key!r}; known: {', '.join(known)}")
-    if options.copy_gib < 0 or options.max_rows < 1:
-        raise ValueError(f"semkv: copy_gib is {options.copy_gib}, must not be negative; max_rows is "
-                         f"{options.max_rows}, must be at least 1")
-    return options
+    limits = {field: _limit(field, fields.pop(field)) for field in _LIMITS if field in fields}
+    policy = make_policy(fields.pop("policy", name))
+    unknown = sorted(set(fields) - set(POLICY_FIELDS))
+    if unknown:
+        raise ValueError(f"semkv: unknown option {', '.join(map(repr, unknown))}; known: policy, "
+                         + ", ".join([*_LIMITS, *POLICY_FIELDS]))
+    try:
+        policy = changed(policy, {field: _value(value) for field, value in fields.items()})
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"semkv: {error}") from None
+    return Options(policy, **limits)
 
 
 def from_environment(vllm_config):

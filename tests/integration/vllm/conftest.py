@@ -1,11 +1,12 @@
 import json
 import os
 import pathlib
-import random
 import subprocess
 import sys
 
 import pytest
+
+from engine_process import EngineProcess
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MODEL = str(ROOT / "models" / "semkv-tiny")
@@ -47,6 +48,20 @@ def facts(tokenizer, tmp_path_factory):
     return pairs
 
 
-@pytest.fixture
-def rng():
-    return random.Random(SEED)
+@pytest.fixture(scope="session")
+def engines():
+    """start(switch, environment, **engine arguments): an engine process, started once for all tests
+    that ask for the same; starting one takes longer than most tests."""
+    running = {}
+
+    def start(switch=None, environment=None, **engine):
+        arguments = {"model": MODEL, "enforce_eager": True, "max_model_len": 8192,
+                     "dtype": "float32", **engine}
+        key = json.dumps([switch, environment, arguments], sort_keys=True)
+        if key not in running:
+            running[key] = EngineProcess(switch, environment, **arguments)
+        return running[key]
+
+    yield start
+    for process in running.values():
+        process.close()

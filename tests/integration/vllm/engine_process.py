@@ -111,8 +111,12 @@ def _schedule(llm, requests):
 
 
 def _report():
+    import semkv.vllm
+    text = semkv.vllm.explain()
+    if not semkv.vllm.is_switched_on():
+        return {"text": text, "groups": []}
     from semkv.vllm import group
-    return {"text": group.explain(),
+    return {"text": text,
             "groups": [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
                         "refused": dict(g._tracker.refused) if g._tracker else {},
                         "shared": g._tracker.shared_tokens if g._tracker else 0}

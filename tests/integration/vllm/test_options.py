@@ -17,7 +17,9 @@ def test_a_policy_alone_has_its_defaults():
 
 
 def test_fields_are_those_of_the_policy():
-    options = parse("cluster, budget=512,cluster_size=64, mass_target=0.5, max_rows=3")
+    options = parse("cluster, budget=512,cluster_size=64, mass_target=0.5, max_rows=3,"
+                    "cluster_metric=cosine")
+    assert options.policy.cluster_metric == lib.SEMKV_METRIC_COSINE
     assert options.policy.kind == lib.SEMKV_POLICY_CLUSTER
     assert (options.policy.budget, options.policy.cluster_size) == (512, 64)
     assert options.policy.mass_target == pytest.approx(0.5)
@@ -33,8 +35,10 @@ def test_additional_config_wins():
     ("hybird", None, ["'hybird'", "hybrid", "cluster"]),
     ("hybrid,budgit=3", None, ["'budgit'", "budget", "max_rows"]),
     ("hybrid,budget", None, ["'budget'", "name=value"]),
-    ("hybrid,budget=many", None, ["budget", "'many'", "int"]),
+    ("hybrid,budget=many", None, ["budget", "'many'", "number"]),
     ("hybrid,copy_gib=-1", None, ["copy_gib", "-1.0"]),
+    ("hybrid,max_rows=some", None, ["max_rows", "'some'"]),
+    ("hybrid,max_rows=0", None, ["max_rows", "0", "at least 1"]),
     ("hybrid,kind=3", None, ["'kind'"]),
     ("hybrid", {"budget": [1]}, ["budget", "[1]"]),
     ("hybrid", "budget=3", ["must be a dict"]),

@@ -5,22 +5,21 @@ import random
 import pytest
 
 from conftest import SEED, SOAK
-from test_engine import LENGTH, start
-
 pytest.importorskip("vllm")
 
 SCHEDULES = 20 * SOAK
 # Blocks of 128 tokens: too few for all requests of a schedule at once.
-TIGHT = dict(num_gpu_blocks_override=24, max_model_len=2048, max_num_batched_tokens=2048)
+LENGTH = 1024
+TIGHT = dict(num_gpu_blocks_override=9, max_model_len=LENGTH, max_num_batched_tokens=LENGTH)
 
 
 def schedule(rng, report_ids, aborts=True):
     requests = []
     starts = [rng.randrange(len(report_ids) - 2000) for _ in range(3)]
-    for _ in range(rng.randint(3, 7)):
+    for _ in range(rng.randint(4, 7)):
         first = rng.choice(starts)
-        requests.append({"arrives": rng.randrange(25), "max_tokens": rng.randint(4, 40),
-                         "prompt": report_ids[first:first + rng.randint(20, 900)],
+        requests.append({"arrives": rng.randrange(12), "max_tokens": rng.randint(4, 60),
+                         "prompt": report_ids[first:first + rng.randint(20, 700)],
                          "aborts": rng.randint(1, 6) if aborts and rng.random() < 0.2 else 1 << 30})
     return requests
 
@@ -42,39 +41,39 @@ def common(mine, theirs):
 
 
 @pytest.fixture(scope="module")
-def stock(report_ids):
-    with start(**TIGHT) as engine:
-        return [(engine.schedule(s), one_by_one(engine, s)) for s in schedules(report_ids)]
+def stock(engines, report_ids):
+    engine = engines(**TIGHT)
+    return [(engine.schedule(s), one_by_one(engine, s)) for s in schedules(report_ids)]
 
 
-def test_dense_budgets_give_stock_tokens_whatever_the_schedule(report_ids, stock):
+def test_dense_budgets_give_stock_tokens_whatever_the_schedule(engines, report_ids, stock):
     preempted = compared = 0
-    with start(f"hybrid,budget={LENGTH // 4},force_sparse=1", **TIGHT) as engine:
-        for number, (requests, (together, alone)) in enumerate(zip(schedules(report_ids), stock)):
-            found = engine.schedule(requests)
-            preempted += found["preempted"]
-            for mine, theirs, single in zip(found["ids"], together["ids"], alone):
-                if common(theirs, single):  # stock agrees with itself
-                    compared += 1
-                    assert common(mine, single), f"seed {SEED}, schedule {number}"
-        [group] = engine.report()["groups"]
+    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1", **TIGHT)
+    for number, (requests, (together, alone)) in enumerate(zip(schedules(report_ids), stock)):
+        found = engine.schedule(requests)
+        preempted += found["preempted"]
+        for mine, theirs, single in zip(found["ids"], together["ids"], alone):
+            if common(theirs, single):  # stock agrees with itself
+                compared += 1
+                assert common(mine, single), f"seed {SEED}, schedule {number}"
+    [group] = engine.report()["groups"]
     print(f"{compared} requests compared, {preempted} preempted, {group['counts']}")
     assert preempted > 0, "no schedule was tight"
     assert compared > 3 * SCHEDULES
     assert group["counts"]["sparse"] > 0 and not group["refused"] and group["off"] is None
 
 
-def test_sparse_rows_do_not_depend_on_their_company(report_ids):
+def test_sparse_rows_do_not_depend_on_their_company(engines, report_ids):
     same = total = preempted = 0
-    with start("hybrid,budget=128,force_sparse=1", **TIGHT) as engine:
-        for number, requests in enumerate(schedules(report_ids)):
-            found, alone = engine.schedule(requests), one_by_one(engine, requests)
-            agree = [common(f, a) for f, a in zip(found["ids"], alone)]
-            if found["preempted"] == 0:
-                assert all(agree), f"seed {SEED}, schedule {number}: {agree}"
-            preempted += found["preempted"]
-            same, total = same + sum(agree), total + len(agree)
-        [group] = engine.report()["groups"]
+    engine = engines("hybrid,budget=128,force_sparse=1", **TIGHT)
+    for number, requests in enumerate(schedules(report_ids)):
+        found, alone = engine.schedule(requests), one_by_one(engine, requests)
+        agree = [common(f, a) for f, a in zip(found["ids"], alone)]
+        if found["preempted"] == 0:
+            assert all(agree), f"seed {SEED}, schedule {number}: {agree}"
+        preempted += found["preempted"]
+        same, total = same + sum(agree), total + len(agree)
+    [group] = engine.report()["groups"]
     print(f"{same} of {total} requests alike, {preempted} preempted")
     assert same >= 0.95 * total
     assert group["counts"]["sparse"] > 0 and not group["refused"] and group["off"] is None
