@@ -43,6 +43,10 @@ venv-vllm: packages
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	  $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check pytest .
 
+# The same document and questions as `make demo`, through `vllm serve` and its OpenAI API.
+demo-vllm: venv-vllm
+	$(VENV_VLLM)/bin/python tools/demo_vllm.py
+
 # The vLLM plugin in real, unpatched vLLM.
 test-engines: venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{engine,schedules}.py

@@ -2,6 +2,7 @@
 import collections
 import dataclasses
 import os
+import time
 import weakref
 
 import numpy as np
@@ -107,6 +108,7 @@ class Group:
         self._context = self._plan = self._tracker = self._samples = None
         self._plan_rows = 0
         self._counts = collections.Counter()
+        self._next_report = 0.0
         _groups.add(self)
         if not layers:
             self.off = "no layer that semkv supports"
@@ -245,11 +247,28 @@ class Group:
                 self._counts["more rows than max_rows"] += 1
             else:
                 wanted.append(row)
+        self._write_report()
         try:
             return self._plan_step(wanted, seq_lens, block_table)
         except SemkvError as error:
             self._turn_off(str(error))
             return []
+
+    def _write_report(self):
+        """explain() as it was before this step, at most once a second."""
+        now = time.monotonic()
+        if not self._options.report or now < self._next_report:
+            return
+        self._next_report = now + 1.0
+        rank = self._config.parallel_config.rank
+        path = self._options.report + (f".{rank}" if rank else "")
+        try:
+            with open(f"{path}.new", "w") as file:
+                file.write(self.explain())
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            self._options.report = ""
+            logger.warning("semkv: no more reports: %s", error)
 
     def _refusal(self, num_queries, length, table, is_prefilling):
         if num_queries == 0:
@@ -324,7 +343,14 @@ class Group:
                          f"{self._tracker.continued} times, lists shared for "
                          f"{self._tracker.shared_tokens} tokens, refused {refused}"
                          + "".join(f"; {r} {n}" for r, n in self._tracker.refused.items()))
-        if self._context is not None:
+            rows = self.stats()
+            if rows["selections"]:
+                lines.append(
+                    f"read by sparse rows: {rows['attended_tokens'] / rows['selections']:.1f} tokens "
+                    f"per layer and KV head, {rows['kv_bytes_read'] / 1e6:.1f} MB of keys and "
+                    f"values, {rows['index_bytes_read'] / 1e6:.1f} MB of lists; "
+                    f"{rows['select_ns'] / 1e6:.1f} ms selecting, {rows['attend_ns'] / 1e6:.1f} ms "
+                    f"attending, {rows['index_ns'] / 1e6:.1f} ms building lists")
             text = ffi.new("char[]", 1 << 16)
             check(lib.semkv_explain(self._context, text, 1 << 16, ffi.NULL))
             lines.append(ffi.string(text).decode())

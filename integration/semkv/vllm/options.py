@@ -20,6 +20,7 @@ class Options:
     policy: object  # struct semkv_policy; ranges are the library's to check
     copy_gib: float = 0.0  # most memory of the plain-row copy; 0: as much as vLLM's own KV cache
     max_rows: int = 64  # rows of one step that are decoded sparsely; more fall back
+    report: str = ""  # a file that explain() is written to while requests run; "": none
 
     @property
     def name(self):
@@ -80,11 +81,12 @@ def parse(text, additional=None):
         raise ValueError(f"additional_config['semkv'] is {additional!r}, must be a dict")
     fields.update(additional or {})
     limits = {field: _limit(field, fields.pop(field)) for field in _LIMITS if field in fields}
+    limits["report"] = str(fields.pop("report", ""))
     policy = make_policy(fields.pop("policy", name))
     unknown = sorted(set(fields) - set(POLICY_FIELDS))
     if unknown:
         raise ValueError(f"semkv: unknown option {', '.join(map(repr, unknown))}; known: policy, "
-                         + ", ".join([*_LIMITS, *POLICY_FIELDS]))
+                         + ", ".join([*_LIMITS, "report", *POLICY_FIELDS]))
     try:
         policy = changed(policy, {field: _value(value) for field, value in fields.items()})
     except (TypeError, OverflowError) as error:

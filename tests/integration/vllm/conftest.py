@@ -1,5 +1,4 @@
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -7,11 +6,10 @@ import sys
 import pytest
 
 from engine_process import EngineProcess
+from seeds import SEED, SOAK
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MODEL = str(ROOT / "models" / "semkv-tiny")
-SEED = int(os.environ.get("SEMKV_TEST_SEED", "11"))
-SOAK = int(os.environ.get("SEMKV_SOAK", "1"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from conftest import SEED, SOAK
+from seeds import SEED, SOAK
 pytest.importorskip("vllm")
 
 SCHEDULES = 20 * SOAK
