@@ -9,6 +9,7 @@ from engine_process import EngineProcess
 from seeds import SEED, SOAK
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
+MOST = 4
 MODEL = str(ROOT / "models" / "semkv-tiny")
 
 
@@ -48,17 +49,20 @@ def facts(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engines():
-    """start(switch, environment, **engine arguments): an engine process, started once for all tests
-    that ask for the same; starting one takes longer than most tests."""
+    """start(switch, environment, **engine arguments): an engine process, kept for tests that ask for
+    the same; starting one takes longer than most tests. The one not asked for for longest ends when
+    there are more than MOST: each takes 2 GB."""
     running = {}
 
     def start(switch=None, environment=None, **engine):
         arguments = {"model": MODEL, "enforce_eager": True, "max_model_len": 8192,
                      "dtype": "float32", **engine}
         key = json.dumps([switch, environment, arguments], sort_keys=True)
-        if key not in running:
-            running[key] = EngineProcess(switch, environment, **arguments)
-        return running[key]
+        process = running.pop(key, None) or EngineProcess(switch, environment, **arguments)
+        running[key] = process
+        while len(running) > MOST:
+            running.pop(next(iter(running))).close()
+        return process
 
     yield start
     for process in running.values():
