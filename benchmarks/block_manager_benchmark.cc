@@ -1,6 +1,5 @@
-// What a call of the block manager costs. Names end in `locked` where the mutex is taken, once per
-// call and uncontended, and in `raw` for the pool beneath it. Owned memory of 1 layer and a row of
-// 4 KiB per page keeps copies small: the bookkeeping is what is measured.
+// What a call of the block manager costs, the mutex uncontended. Owned memory of 1 layer and a row
+// of 4 KiB per page keeps copies small: the bookkeeping is what is measured.
 
 #include "block_manager/block_manager.h"
 
@@ -47,92 +46,10 @@ SequenceId WrittenSequence(BlockManager& manager, const std::vector<int32_t>& id
   return sequence;
 }
 
-// One sequence; `batch` tokens per call, ids given. A full sequence is replaced outside the clock.
-void BM_Append(benchmark::State& state) {
-  const int32_t batch = static_cast<int32_t>(state.range(0));
-  const auto manager = MakeManager();
-  const std::vector<int32_t> ids = Ids(batch);
-  std::vector<int32_t> slots(batch);
-  SequenceId sequence = *manager->CreateSequence(1);
-  int32_t length = 0;
-  for (auto _ : state) {
-    if (length + batch > kMaxTokens) {
-      state.PauseTiming();
-      benchmark::DoNotOptimize(manager->Release(sequence).ok());
-      sequence = *manager->CreateSequence(1);
-      length = 0;
-      state.ResumeTiming();
-    }
-    benchmark::DoNotOptimize(manager->Append(sequence, ids, absl::MakeSpan(slots)).ok());
-    length += batch;
-  }
-  state.SetItemsProcessed(state.iterations() * batch);
-}
-BENCHMARK(BM_Append)->Name("BM_BlockManagerAppend/locked/tokens")->Arg(1)->Arg(512);
-
-// A decoded token, as an engine pays for it: the slot, then that it is written (hashed per page).
-void BM_AppendAndMarkWritten(benchmark::State& state) {
-  const auto manager = MakeManager();
-  const int32_t id = 7;
-  int32_t slot = 0;
-  SequenceId sequence = *manager->CreateSequence(1);
-  int32_t length = 0;
-  for (auto _ : state) {
-    if (length == kMaxTokens) {
-      state.PauseTiming();
-      benchmark::DoNotOptimize(manager->Release(sequence).ok());
-      sequence = *manager->CreateSequence(1);
-      length = 0;
-      state.ResumeTiming();
-    }
-    benchmark::DoNotOptimize(manager->Append(sequence, {&id, 1}, {&slot, 1}).ok());
-    benchmark::DoNotOptimize(manager->MarkWritten(sequence, ++length).ok());
-  }
-}
-BENCHMARK(BM_AppendAndMarkWritten)->Name("BM_BlockManagerAppendAndMarkWritten/locked/tokens:1");
-
-// Fork and release of a sequence of `tokens`: both walk its pages once.
-void BM_ForkAndRelease(benchmark::State& state) {
-  const auto manager = MakeManager();
-  const SequenceId parent = WrittenSequence(*manager, Ids(static_cast<int32_t>(state.range(0))));
-  for (auto _ : state) {
-    const absl::StatusOr<SequenceId> child = manager->Fork(parent);
-    benchmark::DoNotOptimize(manager->Release(*child).ok());
-  }
-}
-BENCHMARK(BM_ForkAndRelease)
-    ->Name("BM_BlockManagerForkAndRelease/locked/tokens")
-    ->Arg(512)
-    ->Arg(32768);
-
-// Every full page of a prompt of `tokens` is found, compared and taken from the free list, then
-// released to it again.
-void BM_SharePrefixHit(benchmark::State& state) {
-  const auto manager = MakeManager();
-  const std::vector<int32_t> ids = Ids(static_cast<int32_t>(state.range(0)) + 1);
-  benchmark::DoNotOptimize(manager->Release(WrittenSequence(*manager, ids)).ok());
-  for (auto _ : state) {
-    const absl::StatusOr<SequenceId> sequence = manager->CreateSequence(1);
-    const absl::StatusOr<int32_t> adopted = manager->SharePrefix(*sequence, ids);
-    if (*adopted + 1 != static_cast<int32_t>(ids.size())) state.SkipWithError("no hit");
-    benchmark::DoNotOptimize(manager->Release(*sequence).ok());
-  }
-  state.SetItemsProcessed(state.iterations() * state.range(0) / kPageTokens);
-}
-BENCHMARK(BM_SharePrefixHit)
-    ->Name("BM_BlockManagerSharePrefixHitAndRelease/locked/tokens")
-    ->Arg(512)
-    ->Arg(32768);
-
-void BM_PoolAllocateAndUnref(benchmark::State& state) {
-  PagePool pool(kNumPages);
-  for (auto _ : state) pool.Unref(pool.Allocate());
-}
-BENCHMARK(BM_PoolAllocateAndUnref)->Name("BM_PagePoolAllocateAndUnref/raw/pages:1");
-
 constexpr char kPerCall[] = "the manager's mutex, once per call, uncontended";
 
-// Appends of `batch` tokens to one sequence, which is replaced off the clock.
+// Appends of `batch` tokens to one sequence, which is replaced off the clock; with `mark_written`
+// as an engine pays for a decoded token: the slot, then that it is written (hashed per page).
 TimeCase AppendTime(int32_t batch, bool mark_written) {
   struct Run {
     std::unique_ptr<BlockManager> manager = MakeManager();
@@ -165,6 +82,7 @@ TimeCase AppendTime(int32_t batch, bool mark_written) {
   return result;
 }
 
+// Both walk the sequence's pages once.
 TimeCase ForkTime(int32_t num_tokens) {
   const std::shared_ptr<BlockManager> manager = MakeManager();
   const SequenceId parent = WrittenSequence(*manager, Ids(num_tokens));
@@ -183,6 +101,8 @@ TimeCase ForkTime(int32_t num_tokens) {
   return result;
 }
 
+// Every full page of the prompt is found, compared and taken from the free list, then released to
+// it.
 TimeCase SharePrefixTime(int32_t num_tokens) {
   const std::shared_ptr<BlockManager> manager = MakeManager();
   const std::vector<int32_t> ids = Ids(num_tokens + 1);

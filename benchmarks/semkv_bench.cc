@@ -5,8 +5,34 @@
 #include <benchmark/benchmark.h>
 
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "benchmarks/ratios.h"
+
+namespace {
+
+// The rows of the table of times, as benchmarks of their own.
+void RegisterTimes() {
+  std::vector<semkv::TimeCase> cases;
+  semkv::AddBlockManagerTimes(cases);
+  for (const semkv::TimeCase& time_case : cases) {
+    const std::string name =
+        time_case.name + "/" + time_case.item + ":" + std::to_string(time_case.batch);
+    benchmark::RegisterBenchmark(name.c_str(), [time_case](benchmark::State& state) {
+      for (auto _ : state) {
+        time_case.run();
+        if (!time_case.clean_up) continue;
+        state.PauseTiming();
+        time_case.clean_up();
+        state.ResumeTiming();
+      }
+      state.SetItemsProcessed(state.iterations() * time_case.num_calls * time_case.batch);
+    });
+  }
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "--ratios") == 0) {
@@ -14,6 +40,7 @@ int main(int argc, char** argv) {
   }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  RegisterTimes();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

@@ -36,10 +36,11 @@ FOLDERS = {
     "block_manager", "benchmarks", "cmake", "csrc", "docs", "faiss_index", "include", "integration",
     "models", "tests", "tools",
 }
-# Packages of engines, and where Python may import them: the adapters, their tests, and tools that
-# make fixtures or train the model.
+# Packages of engines, and where Python may import them: the adapters, their tests and benchmarks,
+# and tools that make fixtures or train the model.
 ENGINES = re.compile(r"^\s*(?:import|from)\s+(torch|vllm|sglang|transformers)\b")
-ENGINE_FOLDERS = ("integration/semkv/", "integration/examples/", "tests/integration/", "tools/")
+ENGINE_FOLDERS = ("integration/semkv/", "integration/examples/", "tests/integration/",
+                  "benchmarks/vllm_", "tools/")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 SOURCE = {".h", ".cc", ".c", ".cu", ".cuh"}
 # Words that say nothing as the name of a file or folder: a function lives with its noun.

@@ -212,7 +212,8 @@ TEST_F(CommandBinaryTest, EvaluatesDocuments) {
     const nlohmann::json& cell = json["cells"][i];
     EXPECT_EQ(cell["questions"], 2);
     EXPECT_EQ(cell["fallbacks"].size(), 0u) << cell;
-    // attended <= budget < context
+    // attended <= budget < context. A cell's context is a power of two near its documents' lengths,
+    // which are up to sqrt(2) times as long; the larger budget is half of them.
     EXPECT_LE(cell["most_attended_of_budget"].get<double>(), 1.0) << cell;
     EXPECT_LE(cell["attended_tokens_mean"], cell["budget_mean"]);
     EXPECT_LE(cell["budget_mean"].get<double>(), 0.5 * cell["context"].get<double>() * 1.45);
