@@ -9,7 +9,7 @@ from engine_process import EngineProcess
 from seeds import SEED, SOAK
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-MOST = 4
+MOST = 6
 MODEL = str(ROOT / "models" / "semkv-tiny")
 
 
