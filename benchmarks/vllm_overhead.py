@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What the vLLM adapter itself costs, in microseconds per layer and decode step: the time of its
-methods less the time in the library's select and attend and in stock's writer.
+"""What the vLLM adapter itself costs, in microseconds: per layer, and once per decode step. It is
+the time of its methods less the time in the library's select and attend and in stock's writer; the
+library's own copy of a token's keys and values counts as the adapter's.
 
 Run it in the environment of `make venv-vllm`, which has the plugin's entry point.
 """
@@ -44,28 +45,35 @@ def main():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
     from semkv.vllm import group
-    from semkv.vllm.cpu_backend import SemkvCpuBuilder, SemkvCpuImpl
+    from semkv.vllm.cpu_backend import SemkvCpuImpl, Step
     prompts = [{"prompt_token_ids": [(7 * i + 13 * row) % 2000 + 2
                                      for i in range(arguments.context)]}
                for row in range(arguments.rows)]
-    # The prompts are in vLLM's prefix cache then, and their lists are built.
-    llm.generate(prompts, SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
+    engine = llm.llm_engine
+    for row, prompt in enumerate(prompts):
+        engine.add_request(str(row), prompt, SamplingParams(
+            max_tokens=arguments.steps + 200, temperature=0, ignore_eos=True))
+    [used] = group._groups
+    while used.stats().get("steps", 0) < 50:  # prefill, and the step that builds the lists
+        engine.step()
     stock = [Timed(CPUAttentionBackendImpl, "do_kv_cache_update"),
              Timed(CPUAttentionBackendImpl, "forward")]
     ours = [Timed(SemkvCpuImpl, "do_kv_cache_update"), Timed(SemkvCpuImpl, "forward")]
-    build = Timed(SemkvCpuBuilder, "build")
-    [used] = group._groups
+    once = [Timed(Step, "plan"), Timed(group.Group, "_note_writes")]
     before = used.stats()
-    llm.generate(prompts, SamplingParams(max_tokens=arguments.steps, temperature=0,
-                                         ignore_eos=True))
+    for _ in range(arguments.steps):
+        engine.step()
     after = used.stats()
-    library = sum(after[name] - before[name]
-                  for name in ("select_ns", "attend_ns", "index_ns")) * 1e-9
-    calls = (after["steps"] - before["steps"]) * used._num_layers
-    spent = sum(t.seconds for t in ours) - sum(t.seconds for t in stock) - library
-    print(f"{arguments.rows} row(s), {calls} layer steps: adapter {1e6 * spent / calls:.1f} us, "
-          f"library {1e6 * library / calls:.1f} us per layer and step; "
-          f"metadata {1e6 * build.seconds * used._num_layers / calls:.1f} us per step")
+    steps = after["steps"] - before["steps"]
+    library = {name: 1e-9 * (after[name] - before[name])
+               for name in ("select_ns", "attend_ns", "index_ns")}
+    # Lists grow (index_ns) inside of Step.plan, selection and attention outside.
+    per_step = sum(t.seconds for t in once) - library["index_ns"]
+    per_layer = (sum(t.seconds for t in ours) - sum(t.seconds for t in stock + once)
+                 - library["select_ns"] - library["attend_ns"])
+    print(f"{arguments.rows} row(s): per layer {1e6 * per_layer / steps / used._num_layers:.1f} us, "
+          f"per step {1e6 * per_step / steps:.1f} us; library per layer "
+          f"{1e6 * sum(library.values()) / steps / used._num_layers:.1f} us")
 
 
 if __name__ == "__main__":

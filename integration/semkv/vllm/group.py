@@ -109,6 +109,8 @@ class Group:
         self._plan_rows = 0
         self._counts = collections.Counter()
         self._next_report = 0.0
+        # One of each, filled again for every layer: making them takes as long as filling them.
+        self._write_args, self._attend_args = new("semkv_write_args"), new("semkv_attend_args")
         _groups.add(self)
         if not layers:
             self.off = "no layer that semkv supports"
@@ -209,9 +211,9 @@ class Group:
                 self._start(kv_cache.shape[0])
             if index == 0:
                 self._note_writes(slot_mapping)
-            args = new("semkv_write_args")
+            args = self._write_args
             args.dtype, args.num_tokens = _DTYPES[key.dtype], len(self._slots)
-            args.slots = ffi.from_buffer("int32_t[]", self._slots)
+            args.slots = self._slots_pointer
             args.k, args.v = _pointer(key), _pointer(value)
             args.k_token, args.k_head = key.stride(0), key.stride(1)
             args.v_token, args.v_head = value.stride(0), value.stride(1)
@@ -226,7 +228,7 @@ class Group:
         slots = slot_mapping.numpy().astype(np.int32)
         # Blocks beyond a limited copy are never written, so their rows fall back.
         slots[slots >= self._num_blocks * self._block_tokens] = -1
-        self._slots = slots
+        self._slots, self._slots_pointer = slots, ffi.from_buffer("int32_t[]", slots)
         ids = None
         if _step_ids is not None and len(_step_ids) >= len(slots):
             ids = _step_ids.numpy()[:len(slots)][slots >= 0]
@@ -309,7 +311,7 @@ class Group:
 
     def attend(self, index, query, out, scale, logit_cap):
         """Selection and attention of the planned rows. query, out: [rows, heads, channels]."""
-        args = new("semkv_attend_args")
+        args = self._attend_args
         args.dtype = _DTYPES[query.dtype]
         args.q, args.out = _pointer(query), _pointer(out)
         args.q_token, args.q_head = query.stride(0), query.stride(1)
