@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks one long document questions through vLLM's OpenAI API, without semkv and with it.
 
-Starts `vllm serve` twice on the CPU, sends the document of models/demo with each question, and
+Starts vLLM's server twice on the CPU, sends the document of models/demo with each question, and
 prints the answers, how long a token took, and what semkv read. `make demo-vllm` runs it in a
 virtual environment that has vLLM and the semkv wheel.
 """
@@ -22,7 +22,7 @@ DEMO = ROOT / "models" / "demo"
 
 
 class Server:
-    """A context manager: `vllm serve`; `switch` is the value of SEMKV_VLLM, None for stock."""
+    """A context manager: vLLM's server; `switch` is the value of SEMKV_VLLM, None for stock."""
 
     def __init__(self, port, switch, log):
         env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1",
@@ -33,7 +33,8 @@ class Server:
         self._url = f"http://127.0.0.1:{port}"
         self._log = log
         self._process = subprocess.Popen(
-            [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", str(MODEL),
+            # As `vllm serve` does; the command of the package vllm-cpu looks for a package vllm.
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
              "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16",
              "--max-model-len", "16384", "--enforce-eager"],
             env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -48,7 +49,7 @@ class Server:
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
         self.__exit__()
-        raise SystemExit(f"vllm serve did not start; its output is in {self._log.name}")
+        raise SystemExit(f"vLLM's server did not start; its output is in {self._log.name}")
 
     def __exit__(self, *_):
         self._process.terminate()

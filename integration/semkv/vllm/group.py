@@ -185,8 +185,8 @@ class Group:
         if self._options.copy_gib > 0:
             num_blocks = min(num_blocks, int(self._options.copy_gib * 2**30) // block_bytes)
         max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
-        # One more than rows, so that a request may follow one that has ended.
-        max_sequences = self._options.max_rows + 1
+        # More than rows: requests that have ended keep their lists for those that begin alike.
+        max_sequences = self._options.max_rows + 16
         self._context = self._make_context(num_blocks, max_tokens, max_sequences)
         if self._config.kv_transfer_config is not None:
             self._samples = Samples(num_blocks)

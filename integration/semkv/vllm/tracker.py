@@ -4,7 +4,9 @@ vLLM gives an attention backend no request id. A row is known again by its block
 the sequence that had exactly its blocks and its length after the last step. A block gets new
 content when its first slot is written; that ends the sequences over the old one. A row that matches
 none (its first decode step, after a preemption, after steps that went elsewhere) gets a new
-sequence over the keys that are in its blocks already.
+sequence over the keys that are in its blocks already. It takes over the lists that another one has
+built of the same blocks: those of ended requests too, whose last blocks are the first to be reused,
+so of a sequence that is cut short what comes before stays as a donor of lists.
 
 Token ids are kept by slot as they come by, so a prefix-cache hit, whose tokens are never computed
 again, has them too.
@@ -25,10 +27,11 @@ def _int32(array):
 
 
 class _Tracked:
-    """One sequence and the blocks it is made of."""
+    """One sequence and the blocks it is made of. A donor is no row's: it only holds lists."""
 
-    def __init__(self, sequence, max_blocks):
+    def __init__(self, sequence, max_blocks, is_donor=False):
         self.sequence = sequence
+        self.is_donor = is_donor
         self.num_tokens = 0
         self.blocks = np.empty(max_blocks, np.int32)
         self.num_blocks = 0
@@ -65,7 +68,7 @@ class Tracker:
         self._fill = np.zeros(num_blocks, np.int32)  # slots written since the first one was
         self._by_last_block = {}  # block of a sequence's last token -> [_Tracked]
         self._holders = collections.defaultdict(set)  # block -> sequences that have it
-        self._count = 0
+        self._all = set()
         self._step = 0
         self.adopted = 0
         self.continued = 0
@@ -85,9 +88,20 @@ class Tracker:
     def _start_content(self, blocks):
         for block in blocks.tolist():
             for tracked in list(self._holders.get(block, ())):
-                self._release(tracked)
+                self._end_before(tracked, block)
         check(lib.semkv_pages_forget(self._context, len(blocks), _int32(blocks)))
         self._fill[blocks] = 0
+
+    def _end_before(self, tracked, block):
+        """Ends a sequence one of whose blocks gets new content; a donor keeps its full segments."""
+        held = tracked.blocks[:tracked.num_blocks]
+        blocks = held[:int(np.flatnonzero(held == block)[0])].copy()
+        num_tokens = len(blocks) * self._block_tokens
+        if num_tokens >= self._policy.segment_tokens and self._has_room():
+            donor = self._make(blocks, num_tokens, is_donor=True)
+            if self._share_lists(donor, tracked) == 0:
+                self._release(donor)
+        self._release(tracked)
 
     def sequences_for(self, rows):
         """One semkv sequence per row, its current token appended, or None where there is none.
@@ -132,27 +146,38 @@ class Tracker:
                 self._holds is not None and not self._holds(blocks)):
             self.refused[UNWRITTEN] += 1
             return None
-        if self._count >= self._max_sequences and not self._evict():
+        if not self._has_room():
             self.refused[NO_ROOM] += 1
             return None
-        sequence = ffi.new("semkv_sequence *")
-        check(lib.semkv_sequence_create(self._context, 0, sequence))
-        tracked = _Tracked(sequence[0], self._max_blocks)
-        self._count += 1
-        check(lib.semkv_sequence_set_policy(self._context, tracked.sequence, self._policy))
+        donor = self._donor(blocks) if num_blocks else None
+        tracked = self._make(blocks, num_tokens)
+        if donor is not None:
+            self.shared_tokens += self._share_lists(tracked, donor)
         if num_tokens:
-            donor = self._donor(blocks)
-            slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).ravel()[:num_tokens]
-            self._append(tracked, self._ids[slots], blocks)
-            if donor is not None:
-                shared = ffi.new("int32_t *")
-                check(lib.semkv_sequence_share_lists(self._context, tracked.sequence,
-                                                     donor.sequence, shared))
-                self.shared_tokens += shared[0]
             check(lib.semkv_index(self._context, tracked.sequence))
-        tracked.step = self._step
         self.adopted += 1
         return tracked
+
+    def _make(self, blocks, num_tokens, is_donor=False):
+        """A sequence over the first `num_tokens` tokens of `blocks`, without lists."""
+        sequence = ffi.new("semkv_sequence *")
+        check(lib.semkv_sequence_create(self._context, 0, sequence))
+        tracked = _Tracked(sequence[0], self._max_blocks, is_donor)
+        tracked.step = self._step
+        self._all.add(tracked)
+        check(lib.semkv_sequence_set_policy(self._context, tracked.sequence, self._policy))
+        if num_tokens:
+            size = self._block_tokens
+            slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).ravel()[:num_tokens]
+            self._append(tracked, self._ids[slots], blocks)
+        return tracked
+
+    def _share_lists(self, tracked, donor):
+        """Tokens up to which `tracked` has `donor`'s lists now."""
+        shared = ffi.new("int32_t *")
+        check(lib.semkv_sequence_share_lists(self._context, tracked.sequence, donor.sequence,
+                                             shared))
+        return shared[0]
 
     def _donor(self, blocks):
         """The sequence that begins with most of these blocks: its lists serve there too."""
@@ -189,20 +214,21 @@ class Tracker:
         for block in blocks.tolist():
             self._holders[block].add(tracked)
 
-    def _evict(self):
-        """Ends the sequence that was not seen for longest; False if all are in this step."""
-        oldest = min((t for held in self._by_last_block.values() for t in held),
-                     key=lambda t: t.step, default=None)
-        if oldest is None or oldest.step == self._step:
+    def _has_room(self):
+        """Is there room for one more? Ends the sequence that was not seen for longest if need be."""
+        if len(self._all) < self._max_sequences:
+            return True
+        oldest = min(self._all, key=lambda tracked: tracked.step)
+        if oldest.step == self._step:
             return False
         self._release(oldest)
         return True
 
     def _release(self, tracked):
         check(lib.semkv_sequence_release(self._context, tracked.sequence))
-        for block in tracked.blocks[:tracked.num_blocks].tolist():
+        for block in set(tracked.blocks[:tracked.num_blocks].tolist()):
             self._holders[block].discard(tracked)
             if not self._holders[block]:
                 del self._holders[block]
         self._unfile(tracked)
-        self._count -= 1
+        self._all.remove(tracked)

@@ -28,7 +28,7 @@ def make_context(num_blocks, max_sequences):
 def make_policy(budget):
     policy = new("semkv_policy")
     check(lib.semkv_policy_init(policy, lib.SEMKV_POLICY_CLUSTER))
-    policy.budget, policy.force_sparse = budget, 1
+    policy.budget, policy.force_sparse, policy.segment_tokens = budget, 1, 1024
     return policy
 
 
@@ -168,7 +168,7 @@ def test_random_schedules_attend_to_what_each_request_holds(seed):
     engine = Engine(num_blocks=24, max_sequences=6)
     documents = [[rng.randrange(50) for _ in range(60)] for _ in range(3)]
     requests, sparse, total = [], 0, 0
-    for _ in range(150):
+    for _ in range(300):
         if len(requests) < 4 and rng.random() < 0.3:
             ids = documents[rng.randrange(3)][:rng.randint(5, 60)]
             requests.append(Request(ids + [rng.randrange(50) for _ in range(rng.randint(0, 9))],
@@ -305,6 +305,38 @@ def test_equal_contents_in_other_blocks_are_another_sequence():
         engine.write(request.blocks, request.ids, 16, 17)
     two, again = sequences(engine, second, first)
     assert again == one and two not in (one, None)
+
+
+def test_a_request_takes_the_lists_of_one_that_has_ended():
+    engine = Engine(300, 4)
+    first = one_request(engine, 1100)
+    sequences(engine, first)
+    last = first.blocks[-1]
+    engine.release(first.blocks)
+    engine.free.remove(last)
+    engine.free.insert(0, last)  # as vLLM does with a block that is not full
+    second = Request(list(range(1090)) + [7] * 12, engine)
+    assert engine.grow(second.blocks, 1102) and second.blocks[136] == last
+    engine.write(second.blocks, second.ids, second.computed, 1102)
+    [sequence] = sequences(engine, second)
+    assert engine.tracker.shared_tokens == 1024
+    query = np.random.default_rng(SEED).standard_normal((1, HEADS, DIM)).astype(np.float32)
+    out = engine.attend([sequence], query)
+    np.testing.assert_allclose(out[0], dense(second.ids, query[0]), atol=2e-5)
+
+
+def test_lists_of_blocks_with_new_content_are_not_shared():
+    engine = Engine(300, 4)
+    first = one_request(engine, 1100)
+    sequences(engine, first)
+    engine.release(first.blocks)
+    engine.cached.clear()
+    engine.free = first.blocks + [b for b in engine.free if b not in first.blocks]
+    second = Request([i + 1 for i in range(1100)], engine)
+    assert engine.grow(second.blocks, 1100) and second.blocks == first.blocks
+    engine.write(second.blocks, second.ids, 0, 1100)
+    sequences(engine, second)
+    assert engine.tracker.shared_tokens == 0
 
 
 def test_the_sequence_not_seen_for_longest_makes_room():
