@@ -55,9 +55,10 @@ bench: release
 	build/release/semkv_bench --ratios
 
 # Long random runs, and everything under ThreadSanitizer: too long for every commit.
-soak: tsan asan
+soak: tsan asan venv-vllm
 	SEMKV_SOAK=20 ctest --preset asan
 	SEMKV_SOAK=5 ctest --preset tsan
+	SEMKV_SOAK=10 $(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_schedules.py
 
 release asan tsan: packages
 	@cmake --preset $@ > build/$@-configure.log 2>&1 || { cat build/$@-configure.log; exit 1; }

@@ -343,7 +343,9 @@ class Group:
             refused = sum(self._tracker.refused.values())
             lines.append(f"sequences: made {self._tracker.adopted}, continued "
                          f"{self._tracker.continued} times, lists shared for "
-                         f"{self._tracker.shared_tokens} tokens, refused {refused}"
+                         f"{self._tracker.shared_tokens} tokens, made of "
+                         f"{self._tracker.sparse_blocks} blocks that were decoded sparsely, "
+                         f"refused {refused}"
                          + "".join(f"; {r} {n}" for r, n in self._tracker.refused.items()))
             rows = self.stats()
             if rows["selections"]:

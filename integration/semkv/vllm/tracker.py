@@ -15,7 +15,7 @@ import collections
 
 import numpy as np
 
-from semkv._abi import check, ffi, lib
+from semkv._abi import check, ffi, lib, new
 
 # Why a row is left to the engine's own attention; counted in Tracker.refused.
 UNWRITTEN = "a block was not written through the layer"
@@ -27,11 +27,10 @@ def _int32(array):
 
 
 class _Tracked:
-    """One sequence and the blocks it is made of. A donor is no row's: it only holds lists."""
+    """One sequence and the blocks it is made of."""
 
-    def __init__(self, sequence, max_blocks, is_donor=False):
+    def __init__(self, sequence, max_blocks):
         self.sequence = sequence
-        self.is_donor = is_donor
         self.num_tokens = 0
         self.blocks = np.empty(max_blocks, np.int32)
         self.num_blocks = 0
@@ -73,6 +72,8 @@ class Tracker:
         self.adopted = 0
         self.continued = 0
         self.shared_tokens = 0
+        self.sparse_blocks = 0  # that the engine's prefix cache offered to a new sequence
+        self._tag = new("semkv_page_tag")
         self.refused = collections.Counter()
 
     def note_writes(self, slots, ids):
@@ -97,8 +98,10 @@ class Tracker:
         held = tracked.blocks[:tracked.num_blocks]
         blocks = held[:int(np.flatnonzero(held == block)[0])].copy()
         num_tokens = len(blocks) * self._block_tokens
-        if num_tokens >= self._policy.segment_tokens and self._has_room():
-            donor = self._make(blocks, num_tokens, is_donor=True)
+        if (num_tokens >= self._policy.segment_tokens
+                and len(self._all) < self._max_sequences):
+            # Not filed: no row goes on with it.
+            donor = self._make(blocks, num_tokens)
             if self._share_lists(donor, tracked) == 0:
                 self._release(donor)
         self._release(tracked)
@@ -149,6 +152,7 @@ class Tracker:
         if not self._has_room():
             self.refused[NO_ROOM] += 1
             return None
+        self.sparse_blocks += sum(self._is_sparse(block) for block in blocks.tolist())
         donor = self._donor(blocks) if num_blocks else None
         tracked = self._make(blocks, num_tokens)
         if donor is not None:
@@ -158,11 +162,16 @@ class Tracker:
         self.adopted += 1
         return tracked
 
-    def _make(self, blocks, num_tokens, is_donor=False):
+    def _is_sparse(self, block):
+        """Was some token of this block computed by sparse attention?"""
+        check(lib.semkv_pages_get_tag(self._context, block, self._tag))
+        return self._tag.provenance == lib.SEMKV_PROVENANCE_SPARSE
+
+    def _make(self, blocks, num_tokens):
         """A sequence over the first `num_tokens` tokens of `blocks`, without lists."""
         sequence = ffi.new("semkv_sequence *")
         check(lib.semkv_sequence_create(self._context, 0, sequence))
-        tracked = _Tracked(sequence[0], self._max_blocks, is_donor)
+        tracked = _Tracked(sequence[0], self._max_blocks)
         tracked.step = self._step
         self._all.add(tracked)
         check(lib.semkv_sequence_set_policy(self._context, tracked.sequence, self._policy))

@@ -271,6 +271,23 @@ def test_a_rewritten_block_ends_the_sequences_over_it():
     assert lib.semkv_sequence_release(engine.context, old) == lib.SEMKV_NOT_FOUND
 
 
+def test_blocks_that_were_decoded_sparsely_are_counted():
+    engine = Engine(16, 4)
+    first = one_request(engine, 9)
+    query = np.zeros((1, HEADS, DIM), np.float32)
+    for token in range(9, 33):
+        engine.attend(sequences(engine, first), query)
+        first.ids.append(token)
+        assert engine.grow(first.blocks, token + 1)
+        engine.write(first.blocks, first.ids, token, token + 1)
+    engine.release(first.blocks)
+    second = Request(first.ids[:24] + [1], engine)
+    assert len(second.blocks) == 3 and engine.grow(second.blocks, 25)
+    engine.write(second.blocks, second.ids, 24, 25)
+    sequences(engine, second)
+    assert engine.tracker.sparse_blocks == 2, "all but the first, which the prompt filled"
+
+
 def test_two_rows_with_the_same_blocks_are_two_sequences():
     engine = Engine(8, 4)
     first = one_request(engine, 16)
@@ -307,8 +324,9 @@ def test_equal_contents_in_other_blocks_are_another_sequence():
     assert again == one and two not in (one, None)
 
 
-def test_a_request_takes_the_lists_of_one_that_has_ended():
-    engine = Engine(300, 4)
+@pytest.mark.parametrize("max_sequences, shared", [(4, 1024), (1, 0)])
+def test_a_request_takes_the_lists_of_one_that_has_ended(max_sequences, shared):
+    engine = Engine(300, max_sequences)
     first = one_request(engine, 1100)
     sequences(engine, first)
     last = first.blocks[-1]
@@ -319,7 +337,7 @@ def test_a_request_takes_the_lists_of_one_that_has_ended():
     assert engine.grow(second.blocks, 1102) and second.blocks[136] == last
     engine.write(second.blocks, second.ids, second.computed, 1102)
     [sequence] = sequences(engine, second)
-    assert engine.tracker.shared_tokens == 1024
+    assert engine.tracker.shared_tokens == shared
     query = np.random.default_rng(SEED).standard_normal((1, HEADS, DIM)).astype(np.float32)
     out = engine.attend([sequence], query)
     np.testing.assert_allclose(out[0], dense(second.ids, query[0]), atol=2e-5)
