@@ -51,11 +51,20 @@ def test_importing_takes_no_engine_and_no_torch():
     assert output_of(program) == "[]\n"
 
 
+def test_the_library_is_loaded_when_it_is_asked_for():
+    """Every vLLM process imports the plugin, also where semkv is not switched on."""
+    program = ("import semkv, semkv.vllm; semkv.vllm.register(); "
+               "print('libsemkv' in open('/proc/self/maps').read())")
+    assert output_of(program) == "False\n"
+    assert output_of("import semkv; print(semkv.__version__ != '', dir(semkv) != [])") == \
+        "True True\n"
+
+
 def test_libraries_come_from_the_package():
     """Of the libraries in lib/, none is taken from the machine."""
     bundled = {path.name for path in (PACKAGE / "lib").iterdir()}
     assert "libsemkv.so" in bundled and len(bundled) > 1
-    maps = output_of("import semkv; print(open('/proc/self/maps').read())")
+    maps = output_of("from semkv import Cache; print(open('/proc/self/maps').read())")
     mapped = {pathlib.Path(line.split()[-1]) for line in maps.splitlines() if "/" in line}
     ours = {path for path in mapped if path.name in bundled}
     assert {path.name for path in ours} == bundled
