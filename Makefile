@@ -49,7 +49,7 @@ demo-vllm: venv-vllm
 
 # The vLLM plugin in real, unpatched vLLM.
 test-engines: venv-vllm
-	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{engine,schedules}.py
+	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,schedules}.py
 
 bench: release
 	build/release/semkv_bench --ratios
