@@ -43,7 +43,7 @@ venv-vllm: packages
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	  $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check pytest .
 
-# The same document and questions as `make demo`, through `vllm serve` and its OpenAI API.
+# The same document and questions as `make demo`, through vLLM's server and its OpenAI API.
 demo-vllm: venv-vllm
 	$(VENV_VLLM)/bin/python tools/demo_vllm.py
 

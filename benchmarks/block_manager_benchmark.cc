@@ -6,6 +6,8 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -116,7 +118,11 @@ TimeCase SharePrefixTime(int32_t num_tokens) {
   result.run = [manager, ids] {
     for (int i = 0; i < 10; ++i) {
       const absl::StatusOr<SequenceId> sequence = manager->CreateSequence(1);
-      benchmark::DoNotOptimize(manager->SharePrefix(*sequence, ids).ok());
+      const int32_t adopted = *manager->SharePrefix(*sequence, ids);
+      if (adopted + 1 != static_cast<int32_t>(ids.size())) {
+        std::fprintf(stderr, "share_prefix adopted %d of %zu tokens\n", adopted, ids.size());
+        std::exit(1);
+      }
       benchmark::DoNotOptimize(manager->Release(*sequence).ok());
     }
   };

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Decode attention of one layer in vLLM on the CPU: semkv's select and attend against vLLM's own
-kernel, same threads, in turn in one process; and what the adapter itself costs.
+kernel, same threads, in turn in one process. What the adapter costs: vllm_overhead.py.
 
 Run it in the environment of `make venv-vllm`. Llama-3-8B shape (32 / 8 heads, 128 channels), bf16,
 blocks of 128 tokens in a random order, layers rotated so that no cache holds them. Keys: each token

@@ -51,6 +51,15 @@ def changed(policy: Any, fields: dict[str, Any]) -> Any:
     return copy
 
 
+def most_attended(policy: Any, max_sequence_tokens: int) -> int:
+    """Most tokens that a sparse row under `policy` can attend to: a plan's max_budget."""
+    if policy.kind == lib.SEMKV_POLICY_DENSE:
+        return 1
+    if policy.open_beside or policy.warm_up:
+        return max_sequence_tokens
+    return max(1, min(policy.budget, max_sequence_tokens))
+
+
 def fields_of(policy: Any) -> dict[str, Any]:
     """{"policy": "hybrid", "budget": 2048, ...}"""
     name = ffi.string(lib.semkv_policy_name(policy.kind)).decode()

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from semkv import _context
 from semkv._abi import SemkvError, check, ffi, lib, new
 from semkv._policy import changed, fields_of, make_policy, named_constants
 from semkv._tensor import Array, borrow, dtype_code, token_ids
@@ -50,11 +51,6 @@ class Event(NamedTuple):
     sequence: int  # Sequence.id; -1 for "dropped"
     first: int     # first token; -1 for "dropped"
     count: int     # tokens, sentences or windows, by kind; for "dropped" the events lost
-
-
-def _fields(struct: Any) -> dict[str, Any]:
-    return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).item.fields
-            if name not in ("struct_size", "reserved")}
 
 
 class Cache:
@@ -108,14 +104,7 @@ class Cache:
         # Also runs when the interpreter exits, before modules are taken apart.
         self._finalizer = weakref.finalize(self, self._handles.close)
         if vocabulary is not None:
-            self._set_vocabulary(vocabulary)
-
-    def _set_vocabulary(self, vocabulary: list[bytes]) -> None:
-        text = b"".join(vocabulary)
-        offsets = np.zeros(len(vocabulary) + 1, np.int64)
-        np.cumsum([len(token) for token in vocabulary], out=offsets[1:])
-        check(lib.semkv_vocabulary_set(self._handles.context, len(vocabulary), text,
-                                       ffi.from_buffer("int64_t[]", offsets)))
+            _context.set_vocabulary(self._handles.context, vocabulary)
 
     def __enter__(self) -> Cache:
         return self
@@ -158,21 +147,11 @@ class Cache:
     def stats(self) -> dict[str, Any]:
         """Counters since creation, as struct semkv_stats of semkv.h has them; "layer_rows" is a
         dict by reason."""
-        struct = new("semkv_stats")
-        check(lib.semkv_stats_get(self._handles.context, struct))
-        stats = _fields(struct)
-        stats["layer_rows"] = {
-            ffi.string(lib.semkv_row_reason_name(reason)).decode(): struct.layer_rows[reason]
-            for reason in range(lib.SEMKV_NUM_ROW_REASONS)}
-        return stats
+        return _context.stats(self._handles.context)
 
     def explain(self) -> str:
         """What the cache does and why: geometry, each sequence's policy, lists and fallbacks."""
-        length = ffi.new("size_t *")
-        check(lib.semkv_explain(self._handles.context, ffi.NULL, 0, length))
-        text = ffi.new("char[]", length[0] + 1)
-        check(lib.semkv_explain(self._handles.context, text, length[0] + 1, length))
-        return ffi.string(text).decode()
+        return _context.explain(self._handles.context)
 
     def events(self) -> list[Event]:
         """Events since the last call, oldest first; the cache remembers 1,024."""
@@ -350,4 +329,4 @@ class Sequence:
         """Tokens, lists and bytes, as struct semkv_sequence_info of semkv.h has them."""
         struct = new("semkv_sequence_info")
         check(lib.semkv_sequence_info_get(self._context(), self.id, struct))
-        return _fields(struct)
+        return _context.fields(struct)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semkv._abi import check, ffi, lib, new
+from semkv._policy import most_attended
 from semkv._tensor import Array, borrow, borrow_lse, empty_like
 
 if TYPE_CHECKING:
@@ -76,14 +77,6 @@ class Handles:
         self._plans.append(_Plan(pointer[0], rows, budget, free=False))
         return self._plans[-1]
 
-    def most_attended(self, policy: Any) -> int:
-        """Most tokens that a sparse row under `policy` can attend to."""
-        if policy.kind == lib.SEMKV_POLICY_DENSE:
-            return 1
-        if policy.open_beside or policy.warm_up:
-            return self.max_sequence_tokens
-        return max(1, min(policy.budget, self.max_sequence_tokens))
-
 
 class Step:
     """How each row of a batch is attended, and the attention itself; made by Cache.step.
@@ -99,7 +92,8 @@ class Step:
         self._sequences: list[Sequence] = []
         self._plan: _Plan | None = None
         _check_rows(handles, sequences, num_queries)
-        budget = max(handles.most_attended(sequence._policy) for sequence in sequences)
+        budget = max(most_attended(sequence._policy, handles.max_sequence_tokens)
+                     for sequence in sequences)
         plan = handles.take_plan(len(sequences), budget)
         try:
             check(lib.semkv_plan_step(plan.pointer, len(sequences), [s.id for s in sequences],

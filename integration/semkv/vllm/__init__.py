@@ -5,13 +5,14 @@ a subclass that decodes long rows sparsely; docs/vllm.md has the options and wha
 """
 import os
 
+SWITCH = "SEMKV_VLLM"  # the environment variable; options.py reads it
 TESTED = ("0.32.0",)
 
 _off = None  # why this process stays with stock vLLM although the switch is on
 
 
 def is_switched_on():
-    return bool(os.environ.get("SEMKV_VLLM"))
+    return bool(os.environ.get(SWITCH))
 
 
 def register():
@@ -57,6 +58,6 @@ def explain():
     if _off is not None:
         return f"semkv: off, {_off}\n"
     if not is_switched_on():
-        return "semkv: not switched on (SEMKV_VLLM)\n"
+        return f"semkv: not switched on ({SWITCH})\n"
     from semkv.vllm import group
     return group.explain()

@@ -116,20 +116,28 @@ class SemkvCpuImpl(CPUAttentionBackendImpl):
         step = getattr(attn_metadata, "semkv_step", None)
         if place is not None and step is not None:
             step.plan()
-        if place is None or step is None or step.sparse is None:
+        if place is None or step is None or step.sparse is None or not self._forward_sparse(
+                place, query, step, output):
+            # The stock cache holds every token, so this serves at any time.
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output,
                                    output_scale, output_block_scale)
         if step.dense is not None:
             self._forward_dense(layer, query, key, value, kv_cache, step, output)
+        return output
+
+    def _forward_sparse(self, place, query, step, output):
+        """The sparse rows of a step; False if semkv could not serve them."""
         rows = output.view(-1, self.num_heads, self.head_size)
         if step.dense is None:
-            place.group.attend(place.index, query[:len(step.sparse)], rows[:len(step.sparse)],
-                               self.scale, self.logits_soft_cap)
-            return output
+            n = len(step.sparse)
+            return place.group.attend(place.index, query[:n], rows[:n], self.scale,
+                                      self.logits_soft_cap)
         out = torch.empty((len(step.sparse), self.num_heads, self.head_size), dtype=output.dtype)
-        place.group.attend(place.index, query[step.sparse], out, self.scale, self.logits_soft_cap)
+        if not place.group.attend(place.index, query[step.sparse], out, self.scale,
+                                  self.logits_soft_cap):
+            return False
         rows[step.sparse] = out
-        return output
+        return True
 
     def _forward_dense(self, layer, query, key, value, kv_cache, step, output):
         rows = output.view(-1, self.num_heads, self.head_size)

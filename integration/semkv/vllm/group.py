@@ -11,15 +11,15 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
+from semkv import _context
 from semkv._abi import SemkvError, check, ffi, lib, new
+from semkv._policy import most_attended
+from semkv._tensor import dtype_code
 from semkv.vllm import options as semkv_options
 from semkv.vllm.tracker import Tracker
 from semkv.vllm.vocabulary import vocabulary_bytes
 
 logger = init_logger("vllm.semkv")
-
-_DTYPES = {torch.float32: lib.SEMKV_DTYPE_F32, torch.float16: lib.SEMKV_DTYPE_F16,
-           torch.bfloat16: lib.SEMKV_DTYPE_BF16}
 
 _groups = weakref.WeakSet()
 _step_ids = None  # ids of the tokens of the forward pass that runs now
@@ -65,14 +65,16 @@ class Samples:
 
     def __init__(self, num_blocks):
         self._samples = torch.zeros((num_blocks, self._NUM), dtype=torch.float32)
-        self._cache = None
+        self._view = None
 
     def _read(self, blocks):
-        rows = self._cache[blocks].flatten(1)
-        return rows[:, ::max(1, rows.shape[1] // self._NUM)][:, :self._NUM].float()
+        return self._view[blocks].float()
 
     def take(self, kv_cache, slots, block_tokens):
-        self._cache = kv_cache
+        # Of [blocks, heads, block_tokens, 2 * channels], whatever order the engine gives to what is
+        # inside a block: a view, so that only samples are copied.
+        step = max(1, block_tokens // self._NUM)
+        self._view = kv_cache[:, 0, ::step, 0][:, :self._NUM]
         blocks = torch.from_numpy(np.unique(slots[slots >= 0] // block_tokens)).long()
         self._samples[blocks] = self._read(blocks)
 
@@ -104,6 +106,7 @@ class Group:
         self._config = vllm_config
         self._options = semkv_options.from_environment(vllm_config)
         self._dtype = vllm_config.model_config.dtype
+        self._dtype_code = dtype_code(self._dtype, "the model's dtype")
         self._block_tokens = kv_cache_spec.block_size
         self._context = self._plan = self._tracker = self._samples = None
         self._plan_rows = 0
@@ -122,9 +125,8 @@ class Group:
         self._vocabulary = self._load_vocabulary()
         if self._vocabulary is None and self._options.policy.kind == lib.SEMKV_POLICY_HYBRID:
             logger.warning("semkv: no tokenizer, so no sentences: policy cluster instead of hybrid")
-            self._options = semkv_options.parse(
-                "cluster", {name: getattr(self._options.policy, name)
-                            for name in ("budget", "min_context", "force_sparse", "dense_layers")})
+            # Both have the same defaults, so the other fields stand.
+            self._options.policy.kind = lib.SEMKV_POLICY_CLUSTER
         # A mistake in the options must be known when the server starts, not at the first request.
         try:
             self._check_policy()
@@ -148,7 +150,7 @@ class Group:
         check(lib.semkv_options_init(wanted))
         wanted.num_layers, wanted.num_heads = self._num_layers, self._num_heads
         wanted.num_kv_heads, wanted.head_dim = self._num_kv_heads, self._head_dim
-        wanted.kv_dtype = _DTYPES[self._dtype]
+        wanted.kv_dtype = self._dtype_code
         wanted.page_tokens, wanted.num_pages = self._block_tokens, num_blocks
         wanted.max_sequences, wanted.max_sequence_tokens = max_sequences, max_tokens
         wanted.num_threads = torch.get_num_threads()
@@ -165,11 +167,7 @@ class Group:
             os.sched_setaffinity(0, before)
         context = ffi.gc(made[0], lib.semkv_context_destroy)
         if self._vocabulary is not None:
-            offsets = np.zeros(len(self._vocabulary) + 1, np.int64)
-            np.cumsum([len(token) for token in self._vocabulary], out=offsets[1:])
-            check(lib.semkv_vocabulary_set(context, len(self._vocabulary),
-                                           b"".join(self._vocabulary),
-                                           ffi.from_buffer("int64_t[]", offsets)))
+            _context.set_vocabulary(context, self._vocabulary)
         return context
 
     def _check_policy(self):
@@ -212,7 +210,7 @@ class Group:
             if index == 0:
                 self._note_writes(slot_mapping)
             args = self._write_args
-            args.dtype, args.num_tokens = _DTYPES[key.dtype], len(self._slots)
+            args.dtype, args.num_tokens = self._dtype_code, len(self._slots)
             args.slots = self._slots_pointer
             args.k, args.v = _pointer(key), _pointer(value)
             args.k_token, args.k_head = key.stride(0), key.stride(1)
@@ -305,30 +303,34 @@ class Group:
             return
         self._plan_rows = min(self._options.max_rows, max(8, 2 * self._plan_rows, num_rows))
         made = ffi.new("semkv_plan **")
-        budget = min(self._options.policy.budget, self._max_tokens)
+        budget = most_attended(self._options.policy, self._max_tokens)
         check(lib.semkv_plan_create(self._context, self._plan_rows, budget, made))
         self._plan = ffi.gc(made[0], lib.semkv_plan_destroy)
 
     def attend(self, index, query, out, scale, logit_cap):
-        """Selection and attention of the planned rows. query, out: [rows, heads, channels]."""
+        """Selection and attention of the planned rows. query, out: [rows, heads, channels].
+        False if it could not be done; semkv is off then."""
+        if self.off is not None:
+            return False
         args = self._attend_args
-        args.dtype = _DTYPES[query.dtype]
+        args.dtype = self._dtype_code
         args.q, args.out = _pointer(query), _pointer(out)
         args.q_token, args.q_head = query.stride(0), query.stride(1)
         args.out_token, args.out_head = out.stride(0), out.stride(1)
         args.scale, args.logit_cap = scale, logit_cap
-        check(lib.semkv_select(self._plan, index, args))
-        check(lib.semkv_attend(self._plan, index, args))
+        try:
+            check(lib.semkv_select(self._plan, index, args))
+            check(lib.semkv_attend(self._plan, index, args))
+        except SemkvError as error:
+            self._turn_off(str(error))
+            return False
+        return True
 
     def stats(self):
         """The library's counters, semkv_stats, as a dict; empty before the first request."""
         if self._context is None:
             return {}
-        found = new("semkv_stats")
-        check(lib.semkv_stats_get(self._context, found))
-        names = [name for name, _ in ffi.typeof("semkv_stats").fields]
-        return {name: list(value) if name == "layer_rows" else value
-                for name in names for value in [getattr(found, name)]}
+        return _context.stats(self._context)
 
     def explain(self):
         lines = [f"semkv in vLLM: policy {self._options.name}, budget "
@@ -355,9 +357,7 @@ class Group:
                     f"values, {rows['index_bytes_read'] / 1e6:.1f} MB of lists; "
                     f"{rows['select_ns'] / 1e6:.1f} ms selecting, {rows['attend_ns'] / 1e6:.1f} ms "
                     f"attending, {rows['index_ns'] / 1e6:.1f} ms building lists")
-            text = ffi.new("char[]", 1 << 16)
-            check(lib.semkv_explain(self._context, text, 1 << 16, ffi.NULL))
-            lines.append(ffi.string(text).decode())
+            lines.append(_context.explain(self._context))
         return "\n".join(lines) + "\n"
 
 

@@ -11,8 +11,7 @@ import os
 
 from semkv._abi import ffi, lib
 from semkv._policy import POLICY_FIELDS, changed, make_policy
-
-SWITCH = "SEMKV_VLLM"
+from semkv.vllm import SWITCH
 
 
 @dataclasses.dataclass

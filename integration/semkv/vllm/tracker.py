@@ -87,21 +87,21 @@ class Tracker:
         np.maximum.at(self._fill, blocks, (offsets + 1).astype(np.int32))
 
     def _start_content(self, blocks):
-        for block in blocks.tolist():
-            for tracked in list(self._holders.get(block, ())):
-                self._end_before(tracked, block)
+        touched = set().union(*(self._holders.get(block, ()) for block in blocks.tolist()))
+        for tracked in touched:
+            self._end_before(tracked, blocks)
         check(lib.semkv_pages_forget(self._context, len(blocks), _int32(blocks)))
         self._fill[blocks] = 0
 
-    def _end_before(self, tracked, block):
-        """Ends a sequence one of whose blocks gets new content; a donor keeps its full segments."""
+    def _end_before(self, tracked, new_blocks):
+        """Ends a sequence some of whose blocks get new content; a donor keeps the full segments
+        before the first of them."""
         held = tracked.blocks[:tracked.num_blocks]
-        blocks = held[:int(np.flatnonzero(held == block)[0])].copy()
-        num_tokens = len(blocks) * self._block_tokens
-        if (num_tokens >= self._policy.segment_tokens
-                and len(self._all) < self._max_sequences):
+        num_tokens = int(np.flatnonzero(np.isin(held, new_blocks))[0]) * self._block_tokens
+        num_tokens -= num_tokens % self._policy.segment_tokens
+        if num_tokens > 0 and len(self._all) < self._max_sequences:
             # Not filed: no row goes on with it.
-            donor = self._make(blocks, num_tokens)
+            donor = self._make(held[:-(-num_tokens // self._block_tokens)].copy(), num_tokens)
             if self._share_lists(donor, tracked) == 0:
                 self._release(donor)
         self._release(tracked)

@@ -67,6 +67,10 @@ class EngineProcess:
         Returns {"ids": per request, "preempted": how many}; the prefix cache is empty at the start."""
         return self._ask({"requests": requests})
 
+    def break_selection(self):
+        """From now on the library's semkv_select fails."""
+        return self._ask({"break": True})
+
     def report(self):
         """{"text": explain(), "groups": [{"counts", "stats"}]} of the engine's process."""
         return self._ask({"report": True})
@@ -110,6 +114,20 @@ def _schedule(llm, requests):
     return {"ids": [ids[str(i)] for i in range(len(requests))], "preempted": len(preempted)}
 
 
+def _break_selection():
+    from semkv.vllm import group
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(library, name)
+
+        def semkv_select(self, *_):
+            return library.SEMKV_INTERNAL
+
+    library, group.lib = group.lib, Broken()
+    return {}
+
+
 def _report():
     import semkv.vllm
     text = semkv.vllm.explain()
@@ -133,6 +151,8 @@ def main():
             reply = _generate(llm, message)
         elif "requests" in message:
             reply = _schedule(llm, message["requests"])
+        elif "break" in message:
+            reply = _break_selection()
         else:
             reply = _report()
         print(REPLY + json.dumps(reply), flush=True)

@@ -32,7 +32,7 @@ def test_a_budget_above_the_context_is_dense_attention(engines, prompts):
         assert mine["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-3)
     [group] = report["groups"]
     assert set(group["counts"]) == {"prefill", "sparse"}, report["text"]
-    assert group["stats"]["layer_rows"][0] > 0 == sum(group["stats"]["layer_rows"][1:])
+    assert group["stats"]["layer_rows"].pop("sparse") > 0 == sum(group["stats"]["layer_rows"].values())
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def test_facts_are_found_with_an_eighth_of_the_context(engines, facts, tokenizer
         assert kept >= least * right
     [group] = report["groups"]
     assert set(group["counts"]) == {"prefill", "sparse"}, report["text"]
-    assert group["off"] is None and sum(group["stats"]["layer_rows"][1:]) == 0
+    rows = group["stats"]["layer_rows"]
+    assert group["off"] is None and sum(rows.values()) == rows["sparse"]
     assert group["stats"]["attended_tokens"] <= 512 * group["stats"]["selections"]
 
 
@@ -101,3 +102,28 @@ def test_a_copy_that_is_limited_serves_what_fits(engines, report_ids):
     [group] = engine.report()["groups"]
     assert group["counts"]["a block beyond the copy"] > 0
     assert group["counts"]["sparse"] > 0
+
+
+def test_a_failure_within_a_step_leaves_it_to_stock_vllm(engines, prompts):
+    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1,max_rows=63")  # this test's own
+    engine.generate(prompts[:1], max_tokens=2)
+    engine.break_selection()
+    found = engine.generate(prompts, max_tokens=20)
+    assert [f["ids"] for f in found] == [
+        f["ids"] for f in engines().generate(prompts, max_tokens=20)]
+    [group] = engine.report()["groups"]
+    assert group["off"] is not None
+
+
+def test_blocks_that_a_connector_filled_are_told():
+    import numpy as np
+    import torch
+
+    from semkv.vllm.group import Samples
+    torch.manual_seed(1)
+    cache = torch.randn(6, 2, 128, 256).bfloat16()
+    samples = Samples(6)
+    samples.take(cache, np.array([128, 129, 400, -1]), 128)  # blocks 1 and 3
+    assert samples.hold(np.array([1, 3], np.int32))
+    cache[3] = torch.randn(2, 128, 256)
+    assert samples.hold(np.array([1], np.int32)) and not samples.hold(np.array([1, 3], np.int32))
