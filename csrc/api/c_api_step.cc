@@ -72,6 +72,21 @@ int semkv_attend(semkv_plan* plan, int32_t layer, const semkv_attend_args* args)
   });
 }
 
+int semkv_run_layer(semkv_plan* plan, int32_t layer, const semkv_write_args* write,
+                    const semkv_attend_args* attend) {
+  return GuardPlan(plan, [&](semkv::StepPlan& p) -> absl::Status {
+    semkv_attend_args args = {};
+    SEMKV_RETURN_IF_ERROR(CopyIn(attend, "attend", &args));
+    if (write != nullptr) {
+      semkv_write_args rows = {};
+      SEMKV_RETURN_IF_ERROR(CopyIn(write, "write", &rows));
+      SEMKV_RETURN_IF_ERROR(p.context()->WriteKv(layer, rows));
+    }
+    SEMKV_RETURN_IF_ERROR(p.Select(layer, args));
+    return p.Attend(layer, args);
+  });
+}
+
 int semkv_select_result(semkv_plan* plan, int32_t row, int32_t selection, const int32_t** positions,
                         int32_t* count) {
   return GuardPlan(plan, [&](semkv::StepPlan& p) -> absl::Status {

@@ -418,6 +418,11 @@ SEMKV_EXPORT int semkv_select(semkv_plan* plan, int32_t layer, const semkv_atten
  * Errors: FAILED_PRECONDITION if a row is sparse and semkv_select was not called for this layer and
  * step; OUT_OF_RANGE; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_attend(semkv_plan* plan, int32_t layer, const semkv_attend_args* args);
+/* A whole layer of a step in one call, for callers to whom a call is dear: semkv_write_kv, unless
+ * `write` is NULL, then semkv_select and semkv_attend.
+ * Errors: those of the three; what precedes the one that failed is done. */
+SEMKV_EXPORT int semkv_run_layer(semkv_plan* plan, int32_t layer, const semkv_write_args* write,
+                                 const semkv_attend_args* attend);
 /* The last selection of a sparse row: ascending positions, valid until the next semkv_select.
  * `selection`: KV head (or query head, policy.per_query_head).
  * Errors: FAILED_PRECONDITION if the row is dense or nothing was selected. */

@@ -196,14 +196,34 @@ static void RunChunk(semkv_context* context, semkv_plan* plan, semkv_sequence se
     semkv_write_args write = {.struct_size = sizeof(write), .num_tokens = n, .slots = slots};
     write.k = model.k[layer][first];
     write.v = model.v[layer][first];
-    EXPECT_OK(semkv_write_kv(context, layer, &write));
     semkv_attend_args args = AttendArgs(&model.q[layer][first][0][0], out, NULL);
-    EXPECT_OK(semkv_select(plan, layer, &args));
-    EXPECT_OK(semkv_attend(plan, layer, &args));
+    EXPECT_OK(semkv_run_layer(plan, layer, &write, &args));
     for (int i = 0; i<n; i += n> 8 ? n / 4 : 1) {
       ExpectAttention(layer, first + i, out + i * kHeads * kDim, NULL, NULL);
     }
   }
+}
+
+/* A layer in one call gives the bits of the three; what it is refused leaves `out` alone. */
+static void ExpectSameInOneCall(semkv_plan* plan, int layer, const semkv_write_args* write,
+                                const semkv_attend_args* attend) {
+  static float out[kHeads * kDim];
+  const int32_t beyond = kPages * kPageTokens;
+  semkv_attend_args again = *attend;
+  semkv_write_args wrong = *write;
+  again.out = out;
+  wrong.slots = &beyond;
+  memset(out, 0, sizeof(out));
+  EXPECT_FAILS(semkv_run_layer(plan, layer, &wrong, &again), SEMKV_OUT_OF_RANGE, "1024");
+  EXPECT_FAILS(semkv_run_layer(plan, kLayers, NULL, &again), SEMKV_OUT_OF_RANGE, "layer 2");
+  EXPECT_FAILS(semkv_run_layer(plan, layer, write, NULL), SEMKV_INVALID_ARGUMENT, "attend is null");
+  EXPECT_FAILS(semkv_run_layer(NULL, layer, write, &again), SEMKV_INVALID_ARGUMENT, "plan");
+  for (int i = 0; i < kHeads * kDim; ++i) EXPECT(out[i] == 0.0f);
+  EXPECT_OK(semkv_run_layer(plan, layer, write, &again));
+  EXPECT(memcmp(out, attend->out, sizeof(out)) == 0);
+  memset(out, 0, sizeof(out));
+  EXPECT_OK(semkv_run_layer(plan, layer, NULL, &again));
+  EXPECT(memcmp(out, attend->out, sizeof(out)) == 0);
 }
 
 /* One decode step of a sparse row: what was selected is within the budget, and what was attended is
@@ -234,6 +254,7 @@ static void SparseStep(semkv_context* context, semkv_plan* plan, semkv_sequence 
       EXPECT(positions[g][0] == 0 && positions[g][counts[g] - 1] == t);
     }
     ExpectAttention(layer, t, out, positions, counts);
+    ExpectSameInOneCall(plan, layer, &write, &args);
     args = AttendArgs(&model.q[layer][t][0][0], dense_out, dense_lse);
     args.flags = SEMKV_ATTEND_DENSE;
     EXPECT_OK(semkv_attend(plan, layer, &args));
@@ -326,8 +347,9 @@ static void TestLife(void) {
   EXPECT(length == 0);
 
   EXPECT_OK(semkv_stats_get(context, &stats));
-  EXPECT(stats.layer_rows[SEMKV_ROW_SPARSE] == 101 * kLayers);
-  EXPECT(stats.attended_tokens == (uint64_t)101 * kLayers * kKvHeads * policy.budget);
+  /* 101 steps, in which every layer was attended by hand once and twice in one call. */
+  EXPECT(stats.layer_rows[SEMKV_ROW_SPARSE] == 3 * 101 * kLayers);
+  EXPECT(stats.attended_tokens == (uint64_t)3 * 101 * kLayers * kKvHeads * policy.budget);
   EXPECT_OK(semkv_explain(context, text, sizeof(text), &text_length));
   EXPECT(strstr(text, "hybrid") != NULL && text_length == strlen(text));
   EXPECT_OK(semkv_explain(context, text, 8, &text_length));
