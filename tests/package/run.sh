@@ -19,3 +19,9 @@ flags=$(PKG_CONFIG_PATH=$pc pkg-config --define-variable=prefix="$work/prefix" -
 # shellcheck disable=SC2086
 gcc -std=c11 -Wall -Wextra -Werror "$source/consumer.c" $flags -o "$work/consumer_pc"
 LD_LIBRARY_PATH=$(dirname "$(find "$work/prefix" -name libsemkv.so)") "$work/consumer_pc"
+
+# The program in docs/c.md is what it says it is.
+sed -n '/^```c$/,/^```$/{/^```/d;p}' "$source/../../docs/c.md" > "$work/page.c"
+# shellcheck disable=SC2086
+gcc -std=c11 -Wall -Wextra -Werror "$work/page.c" $flags -o "$work/page"
+LD_LIBRARY_PATH=$(dirname "$(find "$work/prefix" -name libsemkv.so)") "$work/page"
