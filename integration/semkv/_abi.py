@@ -3,9 +3,11 @@
 `lib` has the functions, `ffi` the types. Names and docs are the header's; `check` turns a status
 into an exception that carries the library's text.
 """
+import functools
 import os
 import pathlib
 import re
+import struct
 
 import cffi
 
@@ -73,8 +75,24 @@ def check(status):
                          ffi.string(lib.semkv_last_error()).decode())
 
 
-def new(struct):
+def new(name):
     """A zeroed struct of the header with its struct_size set."""
-    pointer = ffi.new(f"{struct} *")
-    pointer.struct_size = ffi.sizeof(struct)
+    pointer = ffi.new(f"{name} *")
+    pointer.struct_size = ffi.sizeof(name)
     return pointer
+
+
+def packer(pointer, *names):
+    """A function that sets these neighbouring fields of a struct, given in the header's order, in
+    one call: setting them one by one takes longer than a decode step has. Addresses are ints."""
+    fields = dict(ffi.typeof(pointer).item.fields)
+    codes = {"pointer": "q", "int64_t": "q", "float": "f"}
+    kinds = [fields[name].type for name in names]
+    layout = struct.Struct("=" + "".join(
+        codes["pointer" if kind.kind == "pointer" else kind.cname] for kind in kinds))
+    start = fields[names[0]].offset
+    offsets = [fields[name].offset - start for name in names]
+    expected = [sum(map(ffi.sizeof, kinds[:i])) for i in range(len(kinds))]
+    if offsets != expected:
+        raise TypeError(f"fields {', '.join(names)} are at {offsets}, must be at {expected}")
+    return functools.partial(layout.pack_into, ffi.buffer(pointer), start)

@@ -59,29 +59,25 @@ class Step:
     def __init__(self, builder, common):
         self._builder = builder
         self._common = common
-        self._is_planned = False
-        self.sparse = None  # token indices of sparse rows; None: no row is sparse
-        self.dense = None  # token indices of the others, None: all rows are sparse
+        self.is_planned = False
+        self.num_sparse = 0  # rows that semkv serves
+        self.sparse = None  # their token indices; None if they are the whole batch
+        self.dense = None  # token indices of the other rows of a batch that has both
         self.dense_metadata = None
 
-    def plan(self):
-        if self._is_planned:
-            return
-        self._is_planned = True
+    def plan(self, slot_mapping, kv_cache):
+        self.is_planned = True
         common = self._common
-        rows = self._builder.group.plan(
-            common.query_start_loc.numpy(), common.seq_lens.numpy(),
-            common.block_table_tensor.numpy(), common.num_reqs,
-            None if common.is_prefilling is None else common.is_prefilling.numpy())
-        if len(rows) == 0:
+        group = self._builder.group
+        group.begin_step(slot_mapping[:common.num_actual_tokens], kv_cache)
+        rows = group.plan(common)
+        self.num_sparse = len(rows)
+        if len(rows) in (0, common.num_reqs):
             return
-        start = common.query_start_loc
-        self.sparse = start[rows].long()
         others = torch.ones(common.num_reqs, dtype=torch.bool)
         others[rows] = False
-        if not others.any():
-            return
         self.dense_metadata = self._builder.build_rows(common, others.nonzero().flatten())
+        self.sparse = common.query_start_loc[rows].long()
         is_dense = torch.ones(common.num_actual_tokens, dtype=torch.bool)
         is_dense[self.sparse] = False
         self.dense = is_dense.nonzero().flatten()
@@ -104,43 +100,38 @@ class SemkvCpuImpl(CPUAttentionBackendImpl):
             return "KV shared with another layer"
         return None
 
-    def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
-        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        place = getattr(layer, "semkv_place", None)
-        if place is not None:
-            place.group.write(place.index, key, value, slot_mapping, kv_cache)
-
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output,
                 output_scale=None, output_block_scale=None):
-        place = getattr(layer, "semkv_place", None)
-        step = getattr(attn_metadata, "semkv_step", None)
-        if place is not None and step is not None:
-            step.plan()
-        if place is None or step is None or step.sparse is None or not self._forward_sparse(
-                place, query, step, output):
-            # The stock cache holds every token, so this serves at any time.
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output,
-                                   output_scale, output_block_scale)
-        if step.dense is not None:
-            self._forward_dense(layer, query, key, value, kv_cache, step, output)
-        return output
+        if attn_metadata is not None and hasattr(layer, "semkv_place") and self._run(
+                layer, attn_metadata, query, key, value, kv_cache, output):
+            return output
+        # The stock cache holds every token, so this serves at any time.
+        return super().forward(layer, query, key, value, kv_cache, attn_metadata, output,
+                               output_scale, output_block_scale)
 
-    def _forward_sparse(self, place, query, step, output):
-        """The sparse rows of a step; False if semkv could not serve them."""
-        rows = output.view(-1, self.num_heads, self.head_size)
-        if step.dense is None:
-            n = len(step.sparse)
-            return place.group.attend(place.index, query[:n], rows[:n], self.scale,
-                                      self.logits_soft_cap)
-        out = torch.empty((len(step.sparse), self.num_heads, self.head_size), dtype=output.dtype)
-        if not place.group.attend(place.index, query[step.sparse], out, self.scale,
-                                  self.logits_soft_cap):
+    def _run(self, layer, metadata, query, key, value, kv_cache, output):
+        """semkv's part of a layer; False if stock attention has to serve all rows."""
+        place, step = layer.semkv_place, getattr(metadata, "semkv_step", None)
+        group = place.group
+        if step is None:
+            # Writes would go by unseen from now on.
+            group.turn_off("attention metadata of another builder")
+            return False
+        if not step.is_planned:
+            step.plan(metadata.slot_mapping, kv_cache)
+        if step.num_sparse == 0:
+            group.write(place.index, key, value)
+            return False
+        rows = output if output.dim() == 3 else output.view(-1, self.num_heads, self.head_size)
+        if step.sparse is None:
+            return group.run_layer(place.index, key, value, query, rows, self.scale,
+                                   self.logits_soft_cap)
+        out = torch.empty((step.num_sparse, self.num_heads, self.head_size), dtype=output.dtype)
+        if not group.run_layer(place.index, key, value, query[step.sparse], out, self.scale,
+                               self.logits_soft_cap):
             return False
         rows[step.sparse] = out
-        return True
-
-    def _forward_dense(self, layer, query, key, value, kv_cache, step, output):
-        rows = output.view(-1, self.num_heads, self.head_size)
         out = torch.empty((len(step.dense), self.num_heads, self.head_size), dtype=output.dtype)
         super().forward(layer, query[step.dense], key, value, kv_cache, step.dense_metadata, out)
         rows[step.dense] = out
+        return True

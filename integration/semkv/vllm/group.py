@@ -12,7 +12,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
 from semkv import _context
-from semkv._abi import SemkvError, check, ffi, lib, new
+from semkv._abi import SemkvError, check, ffi, lib, new, packer
 from semkv._policy import most_attended
 from semkv._tensor import dtype_code
 from semkv.vllm import options as semkv_options
@@ -110,10 +110,16 @@ class Group:
         self._block_tokens = kv_cache_spec.block_size
         self._context = self._plan = self._tracker = self._samples = None
         self._plan_rows = 0
+        self._is_limited = False  # the copy has fewer blocks than the engine's cache
         self._counts = collections.Counter()
         self._next_report = 0.0
         # One of each, filled again for every layer: making them takes as long as filling them.
         self._write_args, self._attend_args = new("semkv_write_args"), new("semkv_attend_args")
+        self._write_args.dtype = self._attend_args.dtype = self._dtype_code
+        self._pack_write = packer(self._write_args, "k", "v", "k_token", "k_head", "v_token",
+                                  "v_head")
+        self._pack_attend = packer(self._attend_args, "q", "out", "lse", "q_token", "q_head",
+                                   "out_token", "out_head", "scale", "logit_cap")
         _groups.add(self)
         if not layers:
             self.off = "no layer that semkv supports"
@@ -133,7 +139,7 @@ class Group:
         except SemkvError as error:
             if error.code != lib.SEMKV_UNIMPLEMENTED:
                 raise ValueError(f"semkv: {error}") from error
-            self._turn_off(str(error))
+            self.turn_off(str(error))
 
     def _load_vocabulary(self):
         model = self._config.model_config
@@ -181,7 +187,9 @@ class Group:
         block_bytes = (2 * self._num_layers * self._num_kv_heads * self._head_dim *
                        self._block_tokens * self._dtype.itemsize)
         if self._options.copy_gib > 0:
-            num_blocks = min(num_blocks, int(self._options.copy_gib * 2**30) // block_bytes)
+            most = int(self._options.copy_gib * 2**30) // block_bytes
+            self._is_limited = most < num_blocks
+            num_blocks = min(num_blocks, most)
         max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
         # More than rows: requests that have ended keep their lists for those that begin alike.
         max_sequences = self._options.max_rows + 16
@@ -196,68 +204,72 @@ class Group:
                     self._options.name, self._options.policy.budget, self._num_layers, num_blocks,
                     num_blocks * block_bytes / 2**30)
 
-    def _turn_off(self, reason):
+    def turn_off(self, reason):
+        """From now on stock attention serves every row; it can at any time."""
         self.off = reason
         logger.warning("semkv: off, vLLM's own attention serves every row: %s", reason)
 
-    def write(self, index, key, value, slot_mapping, kv_cache):
-        """Copies the keys and values of a step's tokens of one layer, [n, KV heads, channels]."""
+    def begin_step(self, slot_mapping, kv_cache):
+        """Before the first layer of a step: its tokens are about to be written."""
         if self.off is not None:
             return
         try:
             if self._context is None:
                 self._start(kv_cache.shape[0])
-            if index == 0:
-                self._note_writes(slot_mapping)
-            args = self._write_args
-            args.dtype, args.num_tokens = self._dtype_code, len(self._slots)
-            args.slots = self._slots_pointer
-            args.k, args.v = _pointer(key), _pointer(value)
-            args.k_token, args.k_head = key.stride(0), key.stride(1)
-            args.v_token, args.v_head = value.stride(0), value.stride(1)
-            check(lib.semkv_write_kv(self._context, index, args))
-            if index == 0 and self._samples is not None:
-                self._samples.take(kv_cache, self._slots, self._block_tokens)
+            self._note_writes(slot_mapping)
         except SemkvError as error:
-            self._turn_off(str(error))
+            self.turn_off(str(error))
+            return
+        if self._samples is not None:
+            self._samples.take(kv_cache, self._slots, self._block_tokens)
 
     def _note_writes(self, slot_mapping):
         global _step_ids
         slots = slot_mapping.numpy().astype(np.int32)
-        # Blocks beyond a limited copy are never written, so their rows fall back.
-        slots[slots >= self._num_blocks * self._block_tokens] = -1
-        self._slots, self._slots_pointer = slots, ffi.from_buffer("int32_t[]", slots)
+        if self._is_limited:
+            # Blocks beyond a limited copy are never written, so their rows fall back.
+            slots[slots >= self._num_blocks * self._block_tokens] = -1
+        self._slots = slots
+        self._write_args.num_tokens = len(slots)
+        self._write_args.slots = ffi.from_buffer("int32_t[]", slots)
         ids = None
         if _step_ids is not None and len(_step_ids) >= len(slots):
-            ids = _step_ids.numpy()[:len(slots)][slots >= 0]
+            ids = _step_ids.numpy()[:len(slots)]
         _step_ids = None
         self._tracker.note_writes(slots, ids)
 
-    def plan(self, query_start, seq_lens, block_table, num_rows, is_prefilling):
-        """The rows of a step that are decoded sparsely, ascending; the step is planned for them."""
+    def plan(self, common):
+        """The rows of a step that are decoded sparsely, ascending; the step is planned for them.
+
+        common: vLLM's CommonAttentionMetadata, of host tensors.
+        """
         if self.off is not None or self._context is None:
             return []
-        wanted = []
-        for row in range(num_rows):
-            reason = self._refusal(query_start[row + 1] - query_start[row], int(seq_lens[row]),
-                                   block_table[row], is_prefilling is not None and is_prefilling[row])
-            if reason is not None:
-                self._counts[reason] += 1
-            elif len(wanted) == self._options.max_rows:
-                self._counts["more rows than max_rows"] += 1
-            else:
-                wanted.append(row)
-        self._write_report()
+        num_rows = common.num_reqs
+        starts = common.query_start_loc_cpu.tolist()
+        lengths, tables = common.seq_lens.tolist(), common.block_table_tensor.numpy()
+        is_prefilling = [False] * num_rows if common.is_prefilling is None \
+            else common.is_prefilling.tolist()
+        reasons = [self._refusal(starts[row + 1] - starts[row], lengths[row], tables[row],
+                                 is_prefilling[row]) for row in range(num_rows)]
+        wanted = [row for row, reason in enumerate(reasons) if reason is None]
+        if len(wanted) < num_rows:
+            self._counts.update(reason for reason in reasons if reason is not None)
+        if len(wanted) > self._options.max_rows:
+            self._counts["more rows than max_rows"] += len(wanted) - self._options.max_rows
+            wanted = wanted[:self._options.max_rows]
+        if self._options.report:
+            self._write_report()
         try:
-            return self._plan_step(wanted, seq_lens, block_table)
+            return self._plan_step(wanted, lengths, tables)
         except SemkvError as error:
-            self._turn_off(str(error))
+            self.turn_off(str(error))
             return []
 
     def _write_report(self):
         """explain() as it was before this step, at most once a second."""
         now = time.monotonic()
-        if not self._options.report or now < self._next_report:
+        if now < self._next_report:
             return
         self._next_report = now + 1.0
         rank = self._config.parallel_config.rank
@@ -281,50 +293,69 @@ class Group:
             return "short context"
         if length > self._max_tokens:
             return "longer than the copy"
-        if int(table[:-(-length // self._block_tokens)].max()) >= self._num_blocks:
+        if self._is_limited and \
+                int(table[:-(-length // self._block_tokens)].max()) >= self._num_blocks:
             return "a block beyond the copy"
         return None
 
     def _plan_step(self, rows, seq_lens, block_table):
         if not rows:
             return []
-        found = self._tracker.sequences_for([(block_table[r], int(seq_lens[r])) for r in rows])
+        found = self._tracker.sequences_for([(block_table[r], seq_lens[r]) for r in rows])
         planned = [row for row, sequence in zip(rows, found) if sequence is not None]
         if not planned:
             return []
-        self._grow_plan(len(planned))
+        if len(planned) > self._plan_rows:
+            self._grow_plan(len(planned))
         sequences = [sequence for sequence in found if sequence is not None]
         check(lib.semkv_plan_step(self._plan, len(sequences), sequences, ffi.NULL))
         self._counts["sparse"] += len(planned)
         return planned
 
     def _grow_plan(self, num_rows):
-        if num_rows <= self._plan_rows:
-            return
         self._plan_rows = min(self._options.max_rows, max(8, 2 * self._plan_rows, num_rows))
         made = ffi.new("semkv_plan **")
         budget = most_attended(self._options.policy, self._max_tokens)
         check(lib.semkv_plan_create(self._context, self._plan_rows, budget, made))
         self._plan = ffi.gc(made[0], lib.semkv_plan_destroy)
 
-    def attend(self, index, query, out, scale, logit_cap):
-        """Selection and attention of the planned rows. query, out: [rows, heads, channels].
-        False if it could not be done; semkv is off then."""
+    def write(self, index, key, value):
+        """Copies the keys and values of a step's tokens of one layer, [n, KV heads, channels]."""
+        if self.off is not None:
+            return
+        try:
+            self._describe_write(key, value)
+            check(lib.semkv_write_kv(self._context, index, self._write_args))
+        except SemkvError as error:
+            self.turn_off(str(error))
+
+    def run_layer(self, index, key, value, query, out, scale, logit_cap):
+        """write(), then selection and attention of the planned rows. query, out: [rows, heads,
+        channels]. False if it could not be done; semkv is off then."""
         if self.off is not None:
             return False
-        args = self._attend_args
-        args.dtype = self._dtype_code
-        args.q, args.out = _pointer(query), _pointer(out)
-        args.q_token, args.q_head = query.stride(0), query.stride(1)
-        args.out_token, args.out_head = out.stride(0), out.stride(1)
-        args.scale, args.logit_cap = scale, logit_cap
+        self._describe_write(key, value)
+        q_token, q_head, q_channel = query.stride()
+        out_token, out_head, out_channel = out.stride()
+        if q_channel != 1 or out_channel != 1:
+            raise ValueError(f"channels of q are {q_channel} and of the output {out_channel} "
+                             "elements apart, must be 1")
+        self._pack_attend(query.data_ptr(), out.data_ptr(), 0, q_token, q_head, out_token, out_head,
+                          scale, logit_cap)
         try:
-            check(lib.semkv_select(self._plan, index, args))
-            check(lib.semkv_attend(self._plan, index, args))
+            check(lib.semkv_run_layer(self._plan, index, self._write_args, self._attend_args))
         except SemkvError as error:
-            self._turn_off(str(error))
+            self.turn_off(str(error))
             return False
         return True
+
+    def _describe_write(self, key, value):
+        k_token, k_head, k_channel = key.stride()
+        v_token, v_head, v_channel = value.stride()
+        if k_channel != 1 or v_channel != 1:
+            raise ValueError(f"channels of keys are {k_channel} and of values {v_channel} elements "
+                             "apart, must be 1")
+        self._pack_write(key.data_ptr(), value.data_ptr(), k_token, k_head, v_token, v_head)
 
     def stats(self):
         """The library's counters, semkv_stats, as a dict; empty before the first request."""
@@ -359,9 +390,3 @@ class Group:
                     f"attending, {rows['index_ns'] / 1e6:.1f} ms building lists")
             lines.append(_context.explain(self._context))
         return "\n".join(lines) + "\n"
-
-
-def _pointer(tensor):
-    if tensor.stride(-1) != 1:
-        raise ValueError(f"channels of a tensor are {tensor.stride(-1)} elements apart, must be 1")
-    return ffi.cast("void *", tensor.data_ptr())

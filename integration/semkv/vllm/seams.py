@@ -10,12 +10,19 @@ def _needs(function, names):
         raise AttributeError(f"{function.__qualname__} has no parameter {', '.join(missing)}")
 
 
+def _needs_fields(dataclass, names):
+    missing = names - {field.name for field in dataclasses.fields(dataclass)}
+    if missing:
+        raise AttributeError(f"{dataclass.__name__} has no {', '.join(sorted(missing))}")
+
+
 def check():
     """Raises ImportError or AttributeError that names what is missing."""
     from vllm.v1.attention.backend import CommonAttentionMetadata
     from vllm.v1.attention.backends.cpu_attn import (
         CPUAttentionBackend,
         CPUAttentionBackendImpl,
+        CPUAttentionMetadata,
         CPUAttentionMetadataBuilder,
     )
 
@@ -24,17 +31,14 @@ def check():
     _needs(CPUAttentionBackendImpl.forward,
            ["layer", "query", "key", "value", "kv_cache", "attn_metadata", "output",
             "output_scale", "output_block_scale"])
-    _needs(CPUAttentionBackendImpl.do_kv_cache_update,
-           ["layer", "key", "value", "kv_cache", "slot_mapping"])
     _needs(CPUAttentionMetadataBuilder.build,
            ["common_prefix_len", "common_attn_metadata", "fast_build"])
     if CPUAttentionBackend.forward_includes_kv_cache_update:
         raise AttributeError("CPUAttentionBackend writes keys and values in forward")
-    fields = {field.name for field in dataclasses.fields(CommonAttentionMetadata)}
-    missing = {"query_start_loc", "query_start_loc_cpu", "seq_lens", "num_reqs", "max_query_len",
-               "num_actual_tokens", "max_seq_len", "block_table_tensor", "is_prefilling"} - fields
-    if missing:
-        raise AttributeError(f"CommonAttentionMetadata has no {', '.join(sorted(missing))}")
+    _needs_fields(CPUAttentionMetadata, {"slot_mapping"})
+    _needs_fields(CommonAttentionMetadata, {
+        "query_start_loc", "query_start_loc_cpu", "seq_lens", "num_reqs", "max_query_len",
+        "num_actual_tokens", "max_seq_len", "block_table_tensor", "is_prefilling"})
 
 
 def watch_ids(runner):

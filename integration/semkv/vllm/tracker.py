@@ -74,17 +74,20 @@ class Tracker:
         self.shared_tokens = 0
         self.sparse_blocks = 0  # that the engine's prefix cache offered to a new sequence
         self._tag = new("semkv_page_tag")
+        self._one_id, self._one_block = ffi.new("int32_t[1]"), ffi.new("int32_t[1]")
         self.refused = collections.Counter()
 
     def note_writes(self, slots, ids):
-        """`slots`, int array [n], are about to be written; `ids`, int array [n] or None."""
-        slots = slots[slots >= 0]
+        """`slots`, int32 array [n], negative: none, are about to be written, those of a block in
+        ascending order; `ids`, int array [n] or None."""
+        if len(slots) and slots.min() < 0:
+            ids = None if ids is None else ids[slots >= 0]
+            slots = slots[slots >= 0]
         blocks, offsets = np.divmod(slots, self._block_tokens)
-        started = blocks[offsets == 0]
-        if len(started):
-            self._start_content(np.unique(started).astype(np.int32))
+        if not offsets.all():
+            self._start_content(np.unique(blocks[offsets == 0]))
         self._ids[slots] = -1 if ids is None else ids
-        np.maximum.at(self._fill, blocks, (offsets + 1).astype(np.int32))
+        self._fill[blocks] = offsets + 1  # of a block's several the last one stays
 
     def _start_content(self, blocks):
         touched = set().union(*(self._holders.get(block, ()) for block in blocks.tolist()))
@@ -129,7 +132,7 @@ class Tracker:
         for tracked in self._by_last_block.get(last, ()):
             n = tracked.num_blocks
             if (tracked.num_tokens == num_tokens and tracked.step < self._step
-                    and np.array_equal(tracked.blocks[:n], table[:n])
+                    and (tracked.blocks[:n] == table[:n]).all()
                     and (self._holds is None or self._holds(tracked.blocks[:n]))):
                 check(lib.semkv_observe(self._context, tracked.sequence))
                 tracked.step = self._step
@@ -155,6 +158,7 @@ class Tracker:
         self.sparse_blocks += sum(self._is_sparse(block) for block in blocks.tolist())
         donor = self._donor(blocks) if num_blocks else None
         tracked = self._make(blocks, num_tokens)
+        self._file(tracked)
         if donor is not None:
             self.shared_tokens += self._share_lists(tracked, donor)
         if num_tokens:
@@ -198,11 +202,17 @@ class Tracker:
 
     def _append_current(self, tracked, table, length):
         index, offset = divmod(length - 1, self._block_tokens)
-        block = table[index:index + 1].astype(np.int32)
-        slot = int(block[0]) * self._block_tokens + offset
-        self._unfile(tracked)
-        self._append(tracked, self._ids[slot:slot + 1], block if offset == 0 else block[:0])
-        self._file(tracked)
+        block = int(table[index])
+        self._one_id[0] = self._ids[block * self._block_tokens + offset]
+        self._one_block[0] = block
+        check(lib.semkv_sequence_append_pages(self._context, tracked.sequence, 1, self._one_id,
+                                              offset == 0, self._one_block))
+        tracked.num_tokens += 1
+        if offset == 0:
+            self._unfile(tracked)
+            tracked.add_blocks([block])
+            self._holders[block].add(tracked)
+            self._file(tracked)
 
     def _file(self, tracked):
         self._by_last_block.setdefault(tracked.last_block, []).append(tracked)

@@ -68,11 +68,11 @@ class EngineProcess:
         return self._ask({"requests": requests})
 
     def break_selection(self):
-        """From now on the library's semkv_select fails."""
+        """From now on the library's semkv_run_layer fails."""
         return self._ask({"break": True})
 
     def report(self):
-        """{"text": explain(), "groups": [{"counts", "stats"}]} of the engine's process."""
+        """{"text": explain(), "rss": bytes, "groups": [{"counts", "stats", ...}]} of the engine's process."""
         return self._ask({"report": True})
 
 
@@ -121,24 +121,29 @@ def _break_selection():
         def __getattr__(self, name):
             return getattr(library, name)
 
-        def semkv_select(self, *_):
+        def semkv_run_layer(self, *_):
             return library.SEMKV_INTERNAL
 
     library, group.lib = group.lib, Broken()
     return {}
 
 
+def _resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _report():
     import semkv.vllm
     text = semkv.vllm.explain()
-    if not semkv.vllm.is_switched_on():
-        return {"text": text, "groups": []}
-    from semkv.vllm import group
-    return {"text": text,
-            "groups": [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
-                        "refused": dict(g._tracker.refused) if g._tracker else {},
-                        "shared": g._tracker.shared_tokens if g._tracker else 0}
-                       for g in group._groups]}
+    groups = []
+    if semkv.vllm.is_switched_on():
+        from semkv.vllm import group
+        groups = [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
+                   "refused": dict(g._tracker.refused) if g._tracker else {},
+                   "shared": g._tracker.shared_tokens if g._tracker else 0}
+                  for g in group._groups]
+    return {"text": text, "rss": _resident_bytes(), "groups": groups}
 
 
 def main():
