@@ -84,6 +84,8 @@ class Samples:
 
 
 class Group:
+    borrows = 0  # 1: attention reads the engine's own rows, there is no copy (borrowed.py)
+
     @classmethod
     def of_layers(cls, kv_cache_spec, layer_names, vllm_config):
         layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
@@ -145,7 +147,7 @@ class Group:
             trust_remote_code=model.trust_remote_code)
         return vocabulary_bytes(tokenizer)
 
-    def _make_context(self, num_blocks, max_tokens, max_sequences):
+    def _make_context(self, num_blocks, max_tokens, max_sequences, borrows=0):
         wanted = new("semkv_options")
         check(lib.semkv_options_init(wanted))
         wanted.num_layers, wanted.num_heads = self._num_layers, self._num_heads
@@ -154,7 +156,7 @@ class Group:
         wanted.page_tokens, wanted.num_pages = self._block_tokens, num_blocks
         wanted.max_sequences, wanted.max_sequence_tokens = max_sequences, max_tokens
         wanted.num_threads = torch.get_num_threads()
-        wanted.engine_pages = 1
+        wanted.engine_pages, wanted.borrow_storage = 1, borrows
         made = ffi.new("semkv_context **")
         # The library's threads inherit this thread's CPUs, which vLLM may have bound to one.
         before = os.sched_getaffinity(0)
@@ -180,20 +182,21 @@ class Group:
         """The context, once vLLM has said how many blocks there are."""
         block_bytes = (2 * self._num_layers * self._num_kv_heads * self._head_dim *
                        self._block_tokens * self._dtype.itemsize)
-        if self._options.copy_gib > 0:
+        if self._options.copy_gib > 0 and not self.borrows:
             num_blocks = min(num_blocks, int(self._options.copy_gib * 2**30) // block_bytes)
         max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
         # More than rows: requests that have ended keep their lists for those that begin alike.
         max_sequences = self._options.max_rows + 16
-        self._context = self._make_context(num_blocks, max_tokens, max_sequences)
+        self._context = self._make_context(num_blocks, max_tokens, max_sequences, self.borrows)
         if self._config.kv_transfer_config is not None:
             self._samples = Samples(num_blocks)
         self._tracker = Tracker(self._context, self._options.policy, num_blocks,
                                 self._block_tokens, max_sequences, max_tokens,
                                 holds=self._samples and self._samples.hold)
         self._num_blocks, self._max_tokens = num_blocks, max_tokens
-        logger.info("semkv: policy %s, budget %d, %d layers, a plain-row copy of %d blocks (%.2f GiB)",
-                    self._options.name, self._options.policy.budget, self._num_layers, num_blocks,
+        logger.info("semkv: policy %s, budget %d, %d layers, %s of %d blocks (%.2f GiB)",
+                    self._options.name, self._options.policy.budget, self._num_layers,
+                    "vLLM's own rows" if self.borrows else "a plain-row copy", num_blocks,
                     num_blocks * block_bytes / 2**30)
 
     def _turn_off(self, reason):
