@@ -1,9 +1,5 @@
 """Where a token's key and value are in the KV caches of vLLM's GPU backends: what layouts.py finds by
-the backend's hooks and the tensor's strides, against vLLM's own indexing of each layout.
-
-Caches are made as vLLM makes them: up to 0.28 by the backend's shape and stride order (hooks of those
-versions, written down here), from 0.29 on by vLLM's own allocator.
-"""
+the backend's hooks and the tensor's strides, against vLLM's own indexing of each layout."""
 import itertools
 import random
 
@@ -13,66 +9,21 @@ from seeds import SEED, SOAK
 
 torch = pytest.importorskip("torch")
 
-from semkv._abi import ffi  # noqa: E402  after torch, which layouts needs
+from kv_caches import (  # noqa: E402  after torch, which these need
+    OLD,
+    BlocksFirst,
+    Joined,
+    SplitFirst,
+    allocate,
+    layer_caches,
+    stride_as_hybrid,
+)
+
+from semkv._abi import ffi  # noqa: E402
 from semkv.vllm import layouts  # noqa: E402
 
-BLOCKS, TOKENS, HEADS, DIM = 5, 16, 3, 4
+BLOCKS, TOKENS, HEADS, DIM = SIZES = 5, 16, 3, 4
 GEOMETRY = layouts.Geometry(TOKENS, HEADS, DIM, torch.float32)
-
-
-class SplitFirst:
-    """FlashAttention and Triton up to 0.22."""
-
-    @staticmethod
-    def get_kv_cache_shape(num_blocks, block_size, num_kv_heads, head_size, cache_dtype_str="auto"):
-        if block_size % 16 != 0:
-            raise ValueError("Block size must be a multiple of 16.")
-        return (2, num_blocks, block_size, num_kv_heads, head_size)
-
-    orders = {"NHD": (0, 1, 2, 3, 4), "HND": (0, 1, 3, 2, 4)}
-
-    @staticmethod
-    def caches(kv_cache):
-        """Keys and values, [blocks, tokens, heads, channels], as forward takes them apart."""
-        return kv_cache.unbind(0)
-
-
-class BlocksFirst:
-    """FlashAttention and Triton from 0.23 to 0.26, FlashInfer before."""
-
-    @staticmethod
-    def get_kv_cache_shape(num_blocks, block_size, num_kv_heads, head_size, cache_dtype_str="auto"):
-        return (num_blocks, 2, block_size, num_kv_heads, head_size)
-
-    orders = {"NHD": (0, 1, 2, 3, 4), "HND": (0, 1, 3, 2, 4)}
-
-    @staticmethod
-    def caches(kv_cache):
-        return kv_cache.unbind(1)
-
-
-class Joined:
-    """FlashAttention and Triton of 0.27 and 0.28."""
-
-    @staticmethod
-    def get_kv_cache_shape(num_blocks, block_size, num_kv_heads, head_size, cache_dtype_str="auto"):
-        return (num_blocks, num_kv_heads, block_size, 2 * head_size)
-
-    orders = {"NHD": (0, 2, 1, 3), "HND": (0, 1, 2, 3)}
-
-    @staticmethod
-    def caches(kv_cache):
-        return kv_cache.transpose(1, 2).split(kv_cache.shape[-1] // 2, dim=-1)
-
-
-OLD = [SplitFirst, BlocksFirst, Joined]
-
-
-def allocate(backend, order):
-    """A KV cache as GPUModelRunner made it up to 0.28: memory in `order`, seen in the stated one."""
-    shape = backend.get_kv_cache_shape(BLOCKS, TOKENS, HEADS, DIM)
-    inverse = [order.index(i) for i in range(len(order))]
-    return torch.zeros([shape[i] for i in order]).permute(inverse)
 
 
 def mark(cache, first):
@@ -107,16 +58,12 @@ def stated(backend):
 @pytest.mark.parametrize("backend", OLD)
 @pytest.mark.parametrize("order", ["NHD", "HND"])
 def test_every_row_up_to_0_28(backend, order):
-    kv_cache = allocate(backend, backend.orders[order])
+    kv_cache = allocate(backend, order, *SIZES)
     check_all(kv_cache, backend.caches(kv_cache), stated(backend))
 
 
 def test_hybrid_models_stride_otherwise_than_stated():
-    """vLLM up to 0.22 gave hybrid models [2, blocks, ...] caches with a block's keys and values side
-    by side, which the backend does not know."""
-    kv_cache = allocate(SplitFirst, SplitFirst.orders["NHD"])
-    hidden = kv_cache.shape[2:].numel()
-    kv_cache.as_strided_(kv_cache.shape, (hidden, 2 * hidden, *kv_cache.stride()[2:]))
+    kv_cache = stride_as_hybrid(allocate(SplitFirst, "NHD", *SIZES))
     check_all(kv_cache, SplitFirst.caches(kv_cache), stated(SplitFirst))
 
 
@@ -199,7 +146,7 @@ def test_tensors_that_do_not_fit(kv_cache, words):
 
 def written(swap):
     """Rows of a cache into which tokens of several blocks were written, and what was written."""
-    kv_cache = allocate(SplitFirst, SplitFirst.orders["HND"])
+    kv_cache = allocate(SplitFirst, "HND", *SIZES)
     slots = torch.tensor([3, -1, 20, 79, 0])
     key, value = torch.randn(2, len(slots) + 2, HEADS, DIM).unbind(0)  # padded beyond the slots
     key[0, 0, 0] = float("nan")
@@ -238,19 +185,6 @@ def backends():
     return [FlashAttentionBackend, TritonAttentionBackend]
 
 
-def layer_caches(spec, layout, num_layers=3, kernel_block_tokens=None, gap=0):
-    """Caches of the layers of one KV cache group, by vLLM's own allocator; `gap` bytes of others
-    between two blocks."""
-    interface = pytest.importorskip("vllm.v1.kv_cache_interface")
-    strides = interface.compute_layout_strides(spec, BLOCKS, num_layers, layout)
-    stride = strides[1] + (gap if strides[1] > strides[0] else 0)
-    size = max(strides[0] * num_layers, stride * BLOCKS) + gap
-    tensor = interface.KVCacheTensor(size=size, layers=list("abc"[:num_layers]),
-                                     layer_stride=strides[0], block_stride=stride, offset=gap)
-    raw = torch.zeros(size, dtype=torch.int8)
-    return interface.create_kv_cache_views(raw, spec, BLOCKS, layout, tensor, kernel_block_tokens)
-
-
 def all_layouts():
     interface = pytest.importorskip("vllm.v1.kv_cache_interface")
     return list(interface.KVCacheLayout)
@@ -273,7 +207,7 @@ def test_every_row_of_every_layout_of_0_29():
     pytest.importorskip("vllm")
     assert len(all_layouts()) == 6
     for layout in all_layouts():
-        check_layers(layer_caches(spec_of(), layout), dims_0_29(spec_of()))
+        check_layers(layer_caches(spec_of(), layout, BLOCKS), dims_0_29(spec_of()))
 
 
 def test_padded_pages_and_pages_of_others_between():
@@ -284,14 +218,14 @@ def test_padded_pages_and_pages_of_others_between():
     assert len(tried) >= 4
     for layout in tried:
         gap = 512 if layout.is_block_outermost else 0
-        check_layers(layer_caches(padded, layout, gap=gap), dims_0_29(padded))
+        check_layers(layer_caches(padded, layout, BLOCKS, gap=gap), dims_0_29(padded))
 
 
 def test_blocks_that_are_split_for_the_kernel():
     pytest.importorskip("vllm")
     spec = spec_of(4 * TOKENS)
     for layout in [layout for layout in all_layouts() if layout.name in ("LBHNC", "LBNHC")]:
-        caches = layer_caches(spec, layout, kernel_block_tokens=TOKENS)
+        caches = layer_caches(spec, layout, BLOCKS, kernel_block_tokens=TOKENS)
         assert caches[0].shape[0] == 4 * BLOCKS
         check_layers(caches, dims_0_29(spec.copy_with_new_block_size(TOKENS)))
 
