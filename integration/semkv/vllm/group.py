@@ -63,8 +63,8 @@ class Samples:
 
     _NUM = 32
 
-    def __init__(self, num_blocks):
-        self._samples = torch.zeros((num_blocks, self._NUM), dtype=torch.float32)
+    def __init__(self, num_blocks, block_tokens):
+        self._samples = torch.zeros((num_blocks, min(self._NUM, block_tokens)), dtype=torch.float32)
         self._view = None
 
     def _read(self, blocks):
@@ -189,7 +189,7 @@ class Group:
         max_sequences = self._options.max_rows + 16
         self._context = self._make_context(num_blocks, max_tokens, max_sequences, self.borrows)
         if self._config.kv_transfer_config is not None:
-            self._samples = Samples(num_blocks)
+            self._samples = Samples(num_blocks, self._block_tokens)
         self._tracker = Tracker(self._context, self._options.policy, num_blocks,
                                 self._block_tokens, max_sequences, max_tokens,
                                 holds=self._samples and self._samples.hold)

@@ -22,6 +22,7 @@ from gpu_worker import (  # noqa: E402
     old_backend,
     stub_kernels,
 )
+from vllm.v1.attention.backends import flash_attn  # noqa: E402
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend  # noqa: E402
 from vllm.v1.attention.backends.registry import (  # noqa: E402
     AttentionBackendEnum,
@@ -36,6 +37,15 @@ from semkv.vllm import gpu_backend  # noqa: E402
 STOCK = [FlashAttentionBackend, TritonAttentionBackend]
 NUM_BLOCKS = 64
 DENSE = "cluster,budget=2048,force_sparse=1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors are so small that torch's threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +110,9 @@ def test_nothing_is_copied(config):
     worker = Worker(config, FlashAttentionBackend, new_caches(KVCacheLayout.LBNHC), num_layers=1)
     request = Request(30, [7, 3])
     worker.step([(request, 30)])
-    worker.check([(request, 1)], worker.step([(request, 1)]))
-    value = worker.layers[0].kv_cache[3, 1, 4, DIM:]  # of token 20, the second KV head
-    value += 100
-    request.held(0)[1]
-    [(k, v), *rest] = request.kv[0]
-    v[20, 1] += 100
+    decode(worker, 1, request)
+    worker.layers[0].kv_cache[3, 1, 4, DIM:] += 100  # the value of token 20, second KV head
+    request.kv[0][0][1][20, 1] += 100
     decode(worker, 1, request)
     assert worker.group.off is None and worker.group._counts["sparse"] == 2
 
@@ -201,6 +208,36 @@ def test_blocks_that_two_requests_share(config):
     assert worker.group.off is None and worker.group._counts["sparse"] == 1 + 10
 
 
+def test_blocks_that_a_connector_filled(config, kernels, monkeypatch):
+    """With a KV connector configured, a block that is not as the layer wrote it is left alone."""
+    monkeypatch.setattr(config, "kv_transfer_config", object())
+    for layout in (KVCacheLayout.LBNHC, KVCacheLayout.BHLNC):
+        worker = Worker(config, TritonAttentionBackend, new_caches(layout))
+        request = Request(40, [1, 2, 3, 4])
+        worker.step([(request, 40)])
+        decode(worker, 2, request)
+        worker.layers[0].kv_cache[2, :, 15, :DIM] += 1  # keys of token 31
+        kernels.rows.clear()
+        worker.step([(request, 1)])
+        assert kernels.rows == [43, 43] and worker.group.off is None
+        assert worker.group._counts["sparse"] == 2
+
+
+def test_the_schedule_of_the_whole_batch_stays(config, monkeypatch):
+    """FlashAttention 3 writes its schedule into a buffer that all metadata of a builder share."""
+    scheduled = []
+    monkeypatch.setattr(flash_attn, "get_flash_attn_version", lambda *_, **__: 3)
+    monkeypatch.setattr(flash_attn, "get_scheduler_metadata", raising=False,
+                        value=lambda **given: scheduled.append(given["batch_size"]))
+    worker = Worker(config, FlashAttentionBackend, new_caches(KVCacheLayout.LBNHC))
+    first, second = Request(40, [1, 2, 3, 4]), Request(40, [5, 6, 7, 8])
+    worker.step([(first, 40)])
+    for _ in range(3):
+        parts = [(first, 1), (second, 10)]
+        worker.check(parts, worker.step(parts))
+    assert scheduled == [1, 2, 2, 2] and worker.group._counts["sparse"] == 3
+
+
 def test_short_rows_are_the_stock_backend_s(config, kernels, monkeypatch):
     monkeypatch.setenv("SEMKV_VLLM", "cluster,budget=64,min_context=100,recent=16")
     worker = Worker(config, FlashAttentionBackend, new_caches(KVCacheLayout.LBNHC))
@@ -255,6 +292,7 @@ def test_a_shape_that_is_no_rows(config, kernels):
     serves_densely(worker, kernels, ["one of size 2 for keys and values"])
 
 
+@pytest.mark.filterwarnings("ignore:Use of index_put_")
 def test_rows_that_overlap(config, kernels):
     caches = old_caches(SplitFirst, "NHD")
 
@@ -262,14 +300,15 @@ def test_rows_that_overlap(config, kernels):
         return [kv_cache.as_strided(kv_cache.shape, (DIM, *kv_cache.stride()[1:]))
                 for kv_cache in caches(spec, num_layers)]
 
-    # Keys and values are one another's neighbours' here, so only the comparison can tell.
+    # Each half alone is sound; a block's values are the next block's keys, which only writing shows.
     worker = Worker(config, old_backend(SplitFirst, kernels), overlapping)
     request = Request(40, [1, 2, 3, 4])
     worker.step([(request, 40)])
     assert "not those that vLLM wrote" in worker.group.off
 
     def one_block(spec, num_layers):
-        return [kv_cache[:, :1].expand(kv_cache.shape) for kv_cache in caches(spec, num_layers)]
+        return [kv_cache.as_strided(kv_cache.shape, (kv_cache.stride(0), 0, *kv_cache.stride()[2:]))
+                for kv_cache in caches(spec, num_layers)]
 
     worker = Worker(config, old_backend(SplitFirst, kernels), one_block)
     worker.step([(Request(40, [1, 2, 3, 4]), 40)])
