@@ -124,6 +124,10 @@ class Group:
         impl = layers[0].impl
         self._num_heads, self._num_kv_heads = impl.num_heads, impl.num_kv_heads
         self._head_dim = impl.head_size
+        if self._block_tokens & (self._block_tokens - 1) or self._block_tokens > 1024:
+            # vLLM makes the blocks of hybrid models as large as a state.
+            self._turn_off(f"blocks of {self._block_tokens} tokens, must be a power of two up to 1024")
+            return
         self._vocabulary = self._load_vocabulary()
         if self._vocabulary is None and self._options.policy.kind == lib.SEMKV_POLICY_HYBRID:
             logger.warning("semkv: no tokenizer, so no sentences: policy cluster instead of hybrid")

@@ -217,7 +217,8 @@ class Worker:
             request.kv.setdefault(index, []).append((k, v))
             self.queries[place, index] = q
             new.append((q, k, v))
-        pad = [torch.zeros(padding, heads, DIM, dtype=self.dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+        pad = [torch.zeros(padding, heads, DIM, dtype=self.dtype)
+               for heads in (HEADS, KV_HEADS, KV_HEADS)]
         q, k, v = (torch.cat([*tokens, zeros]) for tokens, zeros in zip(zip(*new), pad))
         out = layer(q, k, v).view(-1, HEADS, DIM)[:len(q) - padding]
         return out.split([n for _, n in parts])

@@ -9,6 +9,7 @@ from seeds import SEED, SOAK
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+import gpu_worker  # noqa: E402
 from gpu_worker import (  # noqa: E402
     DIM,
     HEADS,
@@ -98,6 +99,7 @@ def test_every_layout_is_attended_where_it_is(config, kernels):
         kernels.rows.clear()
         decode(worker, 20, first, second)
         assert worker.group.off is None, (name, worker.group.off)
+        assert not worker.builder.supports_draft_decode_metadata_update
         assert kernels.rows == [] and worker.group._counts["sparse"] == 40, name
         stats = worker.group.stats()
         assert stats["layer_rows"]["sparse"] == 80, name
@@ -292,6 +294,12 @@ def test_a_shape_that_is_no_rows(config, kernels):
     serves_densely(worker, kernels, ["one of size 2 for keys and values"])
 
 
+def test_blocks_of_no_power_of_two(config, kernels, monkeypatch):
+    monkeypatch.setattr(gpu_worker, "TOKENS", 48)
+    worker = Worker(config, TritonAttentionBackend, new_caches(KVCacheLayout.LBNHC))
+    serves_densely(worker, kernels, ["blocks of 48 tokens", "power of two up to 1024"])
+
+
 @pytest.mark.filterwarnings("ignore:Use of index_put_")
 def test_rows_that_overlap(config, kernels):
     caches = old_caches(SplitFirst, "NHD")
@@ -352,7 +360,9 @@ def test_the_stock_backend_answers_for_layouts_and_support(stock):
     builder, impl = mine.get_builder_cls(), mine.get_impl_cls()
     assert builder.get_cudagraph_support(None, None).name == "NEVER"
     assert not builder.supports_update_block_table
-    assert not impl.fused_rope_kvcache_supported(None)
+    assert not impl.fused_output_quant_supported(None, None)
+    for fused in ("rope", "qk_norm_rope", "qk_norm_mrope"):
+        assert not getattr(impl, f"fused_{fused}_kvcache_supported")(None)
 
 
 def test_custom_finds_the_class():

@@ -190,9 +190,9 @@ def all_layouts():
     return list(interface.KVCacheLayout)
 
 
-def dims_0_29(spec, block_tokens=TOKENS):
-    found = [layouts.find_dims(layouts.stated_shape(backend, backend.customize_spec(spec)),
-                               GEOMETRY._replace(block_tokens=block_tokens)) for backend in backends()]
+def dims_0_29(spec):
+    found = [layouts.find_dims(layouts.stated_shape(backend, backend.customize_spec(spec)), GEOMETRY)
+             for backend in backends()]
     assert found[0] == found[1]
     return found[0]
 
