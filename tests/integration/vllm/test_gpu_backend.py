@@ -3,7 +3,6 @@ GPUs: no engine, no GPU. The stock kernels are torch (gpu_worker.py says what is
 import random
 
 import pytest
-from kv_caches import OLD, SplitFirst, allocate, stride_as_hybrid
 from seeds import SEED, SOAK
 
 torch = pytest.importorskip("torch")
@@ -23,6 +22,7 @@ from gpu_worker import (  # noqa: E402
     old_backend,
     stub_kernels,
 )
+from kv_caches import OLD, SplitFirst, allocate, stride_as_hybrid  # noqa: E402
 from vllm.v1.attention.backends import flash_attn  # noqa: E402
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend  # noqa: E402
 from vllm.v1.attention.backends.registry import (  # noqa: E402
