@@ -47,8 +47,9 @@ venv-vllm: packages
 demo-vllm: venv-vllm
 	$(VENV_VLLM)/bin/python tools/demo_vllm.py
 
-# The vLLM plugin in real, unpatched vLLM.
+# The vLLM plugin in real, unpatched vLLM; what is laid out for GPUs, on CPU tensors without an engine.
 test-engines: venv-vllm
+	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{layouts,gpu_backend}.py
 	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,schedules}.py
 
 bench: release

@@ -29,7 +29,9 @@ def register():
         logger.warning_once("semkv: tested with vLLM %s, this is %s; it is used if its attention "
                             "classes look the same", ", ".join(TESTED), vllm.__version__)
     if not current_platform.is_cpu():
-        _off = f"only vLLM's CPU backend is supported, this is {current_platform.device_name}"
+        # gpu_backend.py is what a GPU will get, once there are kernels that can read its memory.
+        _off = ("semkv has no device kernels yet, so only vLLM's CPU backend is served; this is "
+                f"{current_platform.device_name}")
     else:
         try:
             _override()

@@ -63,8 +63,8 @@ class Samples:
 
     _NUM = 32
 
-    def __init__(self, num_blocks):
-        self._samples = torch.zeros((num_blocks, self._NUM), dtype=torch.float32)
+    def __init__(self, num_blocks, block_tokens):
+        self._samples = torch.zeros((num_blocks, min(self._NUM, block_tokens)), dtype=torch.float32)
         self._view = None
 
     def _read(self, blocks):
@@ -84,6 +84,8 @@ class Samples:
 
 
 class Group:
+    borrows = 0  # 1: attention reads the engine's own rows, there is no copy (borrowed.py)
+
     @classmethod
     def of_layers(cls, kv_cache_spec, layer_names, vllm_config):
         layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
@@ -128,6 +130,10 @@ class Group:
         impl = layers[0].impl
         self._num_heads, self._num_kv_heads = impl.num_heads, impl.num_kv_heads
         self._head_dim = impl.head_size
+        if self._block_tokens & (self._block_tokens - 1) or self._block_tokens > 1024:
+            # vLLM makes the blocks of hybrid models as large as a state.
+            self.turn_off(f"blocks of {self._block_tokens} tokens, must be a power of two up to 1024")
+            return
         self._vocabulary = self._load_vocabulary()
         if self._vocabulary is None and self._options.policy.kind == lib.SEMKV_POLICY_HYBRID:
             logger.warning("semkv: no tokenizer, so no sentences: policy cluster instead of hybrid")
@@ -151,7 +157,7 @@ class Group:
             trust_remote_code=model.trust_remote_code)
         return vocabulary_bytes(tokenizer)
 
-    def _make_context(self, num_blocks, max_tokens, max_sequences):
+    def _make_context(self, num_blocks, max_tokens, max_sequences, borrows=0):
         wanted = new("semkv_options")
         check(lib.semkv_options_init(wanted))
         wanted.num_layers, wanted.num_heads = self._num_layers, self._num_heads
@@ -160,7 +166,7 @@ class Group:
         wanted.page_tokens, wanted.num_pages = self._block_tokens, num_blocks
         wanted.max_sequences, wanted.max_sequence_tokens = max_sequences, max_tokens
         wanted.num_threads = torch.get_num_threads()
-        wanted.engine_pages = 1
+        wanted.engine_pages, wanted.borrow_storage = 1, borrows
         made = ffi.new("semkv_context **")
         # The library's threads inherit this thread's CPUs, which vLLM may have bound to one.
         before = os.sched_getaffinity(0)
@@ -186,22 +192,23 @@ class Group:
         """The context, once vLLM has said how many blocks there are."""
         block_bytes = (2 * self._num_layers * self._num_kv_heads * self._head_dim *
                        self._block_tokens * self._dtype.itemsize)
-        if self._options.copy_gib > 0:
+        if self._options.copy_gib > 0 and not self.borrows:
             most = int(self._options.copy_gib * 2**30) // block_bytes
             self._is_limited = most < num_blocks
             num_blocks = min(num_blocks, most)
         max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
         # More than rows: requests that have ended keep their lists for those that begin alike.
         max_sequences = self._options.max_rows + 16
-        self._context = self._make_context(num_blocks, max_tokens, max_sequences)
+        self._context = self._make_context(num_blocks, max_tokens, max_sequences, self.borrows)
         if self._config.kv_transfer_config is not None:
-            self._samples = Samples(num_blocks)
+            self._samples = Samples(num_blocks, self._block_tokens)
         self._tracker = Tracker(self._context, self._options.policy, num_blocks,
                                 self._block_tokens, max_sequences, max_tokens,
                                 holds=self._samples and self._samples.hold)
         self._num_blocks, self._max_tokens = num_blocks, max_tokens
-        logger.info("semkv: policy %s, budget %d, %d layers, a plain-row copy of %d blocks (%.2f GiB)",
-                    self._options.name, self._options.policy.budget, self._num_layers, num_blocks,
+        logger.info("semkv: policy %s, budget %d, %d layers, %s of %d blocks (%.2f GiB)",
+                    self._options.name, self._options.policy.budget, self._num_layers,
+                    "vLLM's own rows" if self.borrows else "a plain-row copy", num_blocks,
                     num_blocks * block_bytes / 2**30)
 
     def turn_off(self, reason):
@@ -221,7 +228,11 @@ class Group:
             self.turn_off(str(error))
             return
         if self._samples is not None:
-            self._samples.take(kv_cache, self._slots, self._block_tokens)
+            self._samples.take(self._sampled(kv_cache), self._slots, self._block_tokens)
+
+    def _sampled(self, kv_cache):
+        """[blocks, heads, block tokens, channels] of the first layer, in any order within a block."""
+        return kv_cache
 
     def _note_writes(self, slot_mapping):
         global _step_ids
@@ -324,8 +335,7 @@ class Group:
         if self.off is not None:
             return
         try:
-            self._describe_write(key, value)
-            check(lib.semkv_write_kv(self._context, index, self._write_args))
+            check(lib.semkv_write_kv(self._context, index, self._describe_write(key, value)))
         except SemkvError as error:
             self.turn_off(str(error))
 
@@ -334,7 +344,6 @@ class Group:
         channels]. False if it could not be done; semkv is off then."""
         if self.off is not None:
             return False
-        self._describe_write(key, value)
         q_token, q_head, q_channel = query.stride()
         out_token, out_head, out_channel = out.stride()
         if q_channel != 1 or out_channel != 1:
@@ -343,7 +352,8 @@ class Group:
         self._pack_attend(query.data_ptr(), out.data_ptr(), 0, q_token, q_head, out_token, out_head,
                           scale, logit_cap)
         try:
-            check(lib.semkv_run_layer(self._plan, index, self._write_args, self._attend_args))
+            check(lib.semkv_run_layer(self._plan, index, self._describe_write(key, value),
+                                      self._attend_args))
         except SemkvError as error:
             self.turn_off(str(error))
             return False
@@ -356,6 +366,7 @@ class Group:
             raise ValueError(f"channels of keys are {k_channel} and of values {v_channel} elements "
                              "apart, must be 1")
         self._pack_write(key.data_ptr(), value.data_ptr(), k_token, k_head, v_token, v_head)
+        return self._write_args
 
     def stats(self):
         """The library's counters, semkv_stats, as a dict; empty before the first request."""

@@ -122,7 +122,7 @@ def test_blocks_that_a_connector_filled_are_told():
     from semkv.vllm.group import Samples
     torch.manual_seed(1)
     cache = torch.randn(6, 2, 128, 256).bfloat16()
-    samples = Samples(6)
+    samples = Samples(6, 128)
     samples.take(cache, np.array([128, 129, 400, -1]), 128)  # blocks 1 and 3
     assert samples.hold(np.array([1, 3], np.int32))
     cache[3] = torch.randn(2, 128, 256)
