@@ -50,7 +50,7 @@ demo-vllm: venv-vllm
 # The vLLM plugin in real, unpatched vLLM; what is laid out for GPUs, on CPU tensors without an engine.
 test-engines: venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{layouts,gpu_backend}.py
-	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,schedules}.py
+	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,connector,schedules,memory}.py
 
 bench: release
 	build/release/semkv_bench --ratios
@@ -59,7 +59,7 @@ bench: release
 soak: tsan asan venv-vllm
 	SEMKV_SOAK=20 ctest --preset asan
 	SEMKV_SOAK=5 ctest --preset tsan
-	SEMKV_SOAK=10 $(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_schedules.py
+	SEMKV_SOAK=10 $(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{schedules,memory}.py
 
 release asan tsan: packages
 	@cmake --preset $@ > build/$@-configure.log 2>&1 || { cat build/$@-configure.log; exit 1; }

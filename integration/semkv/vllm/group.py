@@ -26,7 +26,7 @@ _step_ids = None  # ids of the tokens of the forward pass that runs now
 
 
 def note_step_ids(ids):
-    """Called with the input ids, or None, before every forward pass of the model."""
+    """Called with the input ids, or None, before every forward pass of the model; None after it."""
     global _step_ids
     _step_ids = ids
 
@@ -235,7 +235,6 @@ class Group:
         return kv_cache
 
     def _note_writes(self, slot_mapping):
-        global _step_ids
         slots = slot_mapping.numpy().astype(np.int32)
         if self._is_limited:
             # Blocks beyond a limited copy are never written, so their rows fall back.
@@ -246,7 +245,6 @@ class Group:
         ids = None
         if _step_ids is not None and len(_step_ids) >= len(slots):
             ids = _step_ids.numpy()[:len(slots)]
-        _step_ids = None
         self._tracker.note_writes(slots, ids)
 
     def plan(self, common):

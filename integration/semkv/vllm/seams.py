@@ -56,7 +56,10 @@ def watch_ids(runner):
 
     def _model_forward(self, input_ids=None, *args, **kwargs):
         group.note_step_ids(input_ids)
-        return stock(self, input_ids, *args, **kwargs)
+        try:
+            return stock(self, input_ids, *args, **kwargs)
+        finally:
+            group.note_step_ids(None)
 
     _model_forward.is_semkv = True
     runner._model_forward = _model_forward

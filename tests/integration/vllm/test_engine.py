@@ -23,8 +23,9 @@ def test_short_contexts_are_stock_vllm_to_the_bit(engines, prompts, dtype):
     assert set(group["counts"]) == {"prefill", "short context"}, report["text"]
 
 
-def test_a_budget_above_the_context_is_dense_attention(engines, prompts):
-    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1")
+@pytest.mark.parametrize("policy", ["hybrid", "quest", "clusterkv"])
+def test_a_budget_above_the_context_is_dense_attention(engines, prompts, policy):
+    engine = engines(f"{policy},budget={LENGTH},force_sparse=1")
     found = engine.generate(prompts, max_tokens=40, logprobs=1)
     report = engine.report()
     for mine, theirs in zip(found, engines().generate(prompts, max_tokens=40, logprobs=1)):
