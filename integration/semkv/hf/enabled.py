@@ -147,7 +147,7 @@ class Enabled:
 
     def _before(self, decoder, args, kwargs):
         """Runs before every forward of the decoder, with its arguments."""
-        handed.key = None
+        handed.entry = None
         if self._config._attn_implementation != self._name:
             raise RuntimeError(f"the attention implementation was set to "
                                f"{self._config._attn_implementation!r} while semkv is enabled: "

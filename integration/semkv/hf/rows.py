@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 
 class _Handed(threading.local):
-    """Keys that a layer's cache handed on, to be taken by the attention of the same layer."""
+    """(keys, rows, index) that a layer's cache handed on, for the attention of the same layer."""
 
-    key: torch.Tensor | None = None
-    rows: Rows | None = None
-    index = 0
+    entry: tuple[torch.Tensor, Rows, int] | None = None
 
 
 handed = _Handed()
@@ -75,7 +73,7 @@ class Rows:
     def _give_up(self, why: str) -> None:
         if self._step is not None:
             self._step.close()
-        self._step, self._sequences, self._broken = None, [], why
+        self._step, self._sequences, self._broken, handed.entry = None, [], why, None
 
     def reset(self) -> None:
         self.__init__(self.enabled)
@@ -184,13 +182,13 @@ class Rows:
         with self._all_or_nothing():
             if self._step is None:
                 raise RuntimeError("a layer's cache was filled outside of a forward of its model")
-            if handed.key is not None:
+            if handed.entry is not None:
                 raise RuntimeError("a layer's keys did not go from its cache to its attention")
             for sequence, keep, count, k, v in zip(self._sequences, self._kept, self._counts, keys,
                                                    values):
                 if count:
                     _write(sequence, layer, k, v, keep)
-        handed.key, handed.rows, handed.index = keys, self, layer.index
+        handed.entry = keys, self, layer.index
 
     def attend(self, index: int, query: torch.Tensor, scale: float,
                logit_cap: float) -> torch.Tensor:
@@ -325,12 +323,12 @@ def stock_attention(name: str, module: torch.nn.Module) -> Any:
 def attention_over(name: str) -> Any:
     """An attention function for AttentionInterface: stock `name`, but for keys from semkv."""
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        if handed.key is not key:
+        if handed.entry is None or handed.entry[0] is not key:
             return stock_attention(name, module)(module, query, key, value, attention_mask,
                                                   scaling=scaling, **kwargs)
-        handed.key = None
+        (_, rows, index), handed.entry = handed.entry, None
         # Stock "sdpa" has no soft-cap and ignores it; semkv must not differ.
         logit_cap = kwargs.get("softcap") if name == "eager" else None
-        return handed.rows.attend(handed.index, query, scaling or 0.0, logit_cap or 0.0), None
+        return rows.attend(index, query, scaling or 0.0, logit_cap or 0.0), None
 
     return attention
