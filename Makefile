@@ -47,9 +47,10 @@ venv-vllm: packages
 demo-vllm: venv-vllm
 	$(VENV_VLLM)/bin/python tools/demo_vllm.py
 
-# The vLLM plugin in real, unpatched vLLM.
+# The adapters in real, unpatched engines: vLLM, and transformers, which comes with it.
 test-engines: venv-vllm
-	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,schedules}.py
+	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,schedules}.py \
+	  tests/integration/test_hf{,_errors}.py
 
 bench: release
 	build/release/semkv_bench --ratios

@@ -1,7 +1,6 @@
 """Stock transformers on the CPU, with semkv and without: equal where nothing is to be gained, close
 where steps are decoded sparsely, and nothing left behind."""
 import copy
-import gc
 import pathlib
 import re
 import subprocess
@@ -13,59 +12,24 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import seeds  # noqa: E402
-import semkv  # noqa: E402
 import semkv.hf  # noqa: E402
+from hf_models import (  # noqa: E402
+    EVERYTHING,
+    SLIDING,
+    difference,
+    forwards,
+    generate,
+    make_ids,
+    make_model,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "models" / "semkv-tiny")
-SHAPE = dict(vocab_size=300, hidden_size=128, intermediate_size=128, num_hidden_layers=3,
-             num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=1024,
-             bos_token_id=0, eos_token_id=None, pad_token_id=0)
-SLIDING = dict(sliding_window=64, layer_types=["sliding_attention", "full_attention",
-                                               "full_attention"])
-EVERYTHING = dict(policy="cluster", budget=1024, force_sparse=True)
-
-
-def make_model(kind, attention="sdpa", dtype="float32", **changes):
-    """A model with random weights, large enough that tokens attend to each other."""
-    torch.manual_seed(seeds.SEED)
-    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention, dtype=getattr(torch, dtype))
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.mul_(4)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def llama():
     return make_model("llama")
-
-
-def make_ids(*lengths):
-    """Random ids and attention mask of a batch of prompts, padded on the left."""
-    generator = torch.Generator().manual_seed(seeds.SEED)
-    most = max(lengths)
-    ids = torch.randint(1, 300, (len(lengths), most), generator=generator)
-    mask = (torch.arange(most) >= most - torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def generate(model, inputs, **options):
-    return model.generate(**inputs, **{
-        "max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True,
-        "output_logits": True, **options})
-
-
-def difference(one, other):
-    """The largest between the logits of two runs, which must have written the same tokens."""
-    assert torch.equal(one.sequences, other.sequences)
-    return max((a - b).abs().max().item() for a, b in zip(one.logits, other.logits, strict=True))
-
-
-def forwards(handle):
-    return handle.stats()["forwards"]
 
 
 # ---- equal to stock ----------------------------------------------------------------------------
@@ -92,7 +56,7 @@ def test_a_budget_above_the_context_is_dense_attention(kind, attention):
         with semkv.hf.enable(model, **EVERYTHING) as handle:
             found = difference(generate(model, inputs), stock)
             rows = handle.stats()["layer_rows"]
-            assert rows.pop("sparse") == 11 * 3 * len(inputs["input_ids"]) and not sum(rows.values())
+            assert rows["sparse"] == sum(rows.values()) == 11 * 3 * len(inputs["input_ids"])
         print(f"{kind} {attention}: {found}")
         assert found < 1e-3
 
@@ -223,7 +187,7 @@ def chat(model, turns, **options):
 
 
 def test_a_chat_goes_on_with_its_cache(llama):
-    turns = [make_ids(*lengths)["input_ids"] for lengths in ((150, 150), (40, 40), (1, 1), (30, 30))]
+    turns = [make_ids(n, n)["input_ids"] for n in (150, 40, 1, 30)]
     stock = chat(llama, turns)
     for given in ({}, {"past_key_values": transformers.DynamicCache()}):
         with semkv.hf.enable(llama, **EVERYTHING) as handle:
@@ -305,8 +269,8 @@ def test_other_caches_stay_with_stock(llama):
     with semkv.hf.enable(llama, **EVERYTHING) as handle:
         assert difference(generate(llama, inputs, cache_implementation="static"), stock) < 1e-4
         assert torch.equal(generate(llama, inputs, use_cache=False).sequences, stock.sequences)
-        with_grad = llama(**inputs)
-        llama(torch.tensor([[3]]), past_key_values=with_grad.past_key_values).logits.sum().backward()
+        cache = llama(**inputs).past_key_values
+        llama(torch.tensor([[3]]), past_key_values=cache).logits.sum().backward()
         assert not any(reason.startswith("served") for reason in forwards(handle))
         assert "StaticCache" in handle.explain() and "no cache" in handle.explain()
     llama.zero_grad()
@@ -341,9 +305,9 @@ def answers(model, documents, tokenizer):
 def documents(facts):
     """{first tokens: [(prompt, answer)]}, so that a document is read once for its questions."""
     found = {}
-    for ids, answer in facts:
-        found.setdefault(tuple(ids[:1000]), []).append((ids, answer))
-    assert len(found) == 5 * seeds.SOAK
+    for ids, answer in facts[:24 * seeds.SOAK]:
+        found.setdefault(tuple(ids[:100]), []).append((ids, answer))
+    assert len(found) <= 5 * seeds.SOAK
     return found
 
 
@@ -355,7 +319,8 @@ def stock_answers(tiny, documents, tokenizer):
 @pytest.mark.parametrize("policy, least", [("hybrid", 0.97), ("window", None)])
 def test_facts_are_found_with_an_eighth_of_the_context(tiny, documents, tokenizer, stock_answers,
                                                        policy, least):
-    with semkv.hf.enable(tiny, policy, tokenizer=tokenizer, budget=512, force_sparse=True) as handle:
+    with semkv.hf.enable(tiny, policy, tokenizer=tokenizer, budget=512,
+                         force_sparse=True) as handle:
         found = answers(tiny, documents, tokenizer)
         stats = handle.stats()
     right = sum(stock_answers)
@@ -376,196 +341,6 @@ def test_without_a_tokenizer_hybrid_becomes_cluster(llama):
         handle = semkv.hf.enable(llama, budget=512)
     with handle:
         assert handle.policy["policy"] == "cluster" and handle.policy["budget"] == 512
-
-
-# ---- coming and going --------------------------------------------------------------------------
-
-
-def test_disable_restores_what_was_there():
-    for attention in ("sdpa", "eager"):
-        model, inputs = make_model("llama", attention), make_ids(100)
-        before, stock = copy.deepcopy(model.config), generate(model, inputs)
-        handle = semkv.hf.enable(model, **EVERYTHING)
-        assert difference(generate(model, inputs), stock) > 0
-        assert semkv.hf.explain(model) == handle.explain()
-        semkv.hf.disable(model)
-        handle.disable()
-        assert model.config == before and model.config._attn_implementation == attention
-        assert not model.model._forward_pre_hooks and "generate" not in vars(model)
-        assert difference(generate(model, inputs), stock) == 0
-        with pytest.raises(ValueError, match="not enabled in this LlamaForCausalLM"):
-            semkv.hf.explain(model)
-
-
-def test_nothing_is_kept_after_generate(llama):
-    with semkv.hf.enable(llama, **EVERYTHING) as handle:
-        for _ in range(2):
-            result = generate(llama, make_ids(300, 200), num_beams=2)
-            assert handle.stats()["caches"] == 1 and handle.stats()["pages_used"] > 0
-            # Without the collector: a prompt's memory must not wait for it.
-            gc.disable()
-            del result
-            assert handle.stats()["caches"] == handle.stats()["pages_used"] == 0
-            gc.enable()
-        assert handle.stats()["steps"] == 22
-
-
-def test_a_model_that_is_gone_is_not_held():
-    import weakref
-    model = make_model("llama")
-    semkv.hf.enable(model, **EVERYTHING)
-    generate(model, make_ids(50))
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
-
-
-def test_a_moved_cache_holds_one_copy(llama):
-    with semkv.hf.enable(llama, **EVERYTHING):
-        cache = generate(llama, make_ids(100)).past_key_values
-        assert all(layer.keys is None and layer.values is None for layer in cache.layers)
-        assert cache.get_seq_length() == 111
-
-
-# ---- errors ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options, words", [
-    (dict(policy="hybird"), ["'hybird'", "hybrid"]),
-    (dict(policy="cluster", budget=10), ["budget is 10", "sinks"]),
-    (dict(policy="sentence"), ["sentence", "vocabulary"]),
-    (dict(policy="sentencekv"), ["vocabulary"]),
-    (dict(policy="cluster", max_tokens=0), ["max_tokens is 0", "at least 1"]),
-])
-def test_mistakes_in_the_options_are_named(llama, options, words):
-    with pytest.raises(ValueError) as error:
-        semkv.hf.enable(llama, **options)
-    for word in words:
-        assert word in str(error.value)
-    assert llama.config._attn_implementation == "sdpa"
-
-
-def test_an_unknown_field_is_named(llama):
-    with pytest.raises(TypeError, match="budgit"):
-        semkv.hf.enable(llama, "cluster", budgit=3)
-
-
-def t5():
-    shape = dict(vocab_size=50, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(**shape))
-
-
-def flex():
-    model = make_model("llama")
-    model.config._attn_implementation = "flex_attention"
-    return model
-
-
-@pytest.mark.parametrize("make, words", [
-    (lambda: make_model("mistral", sliding_window=32), ["DynamicSlidingWindowLayer"]),
-    (lambda: make_model("llama", head_dim=32), ["head_dim is not 64", "head_dim 32"]),
-    (lambda: make_model("gpt_oss", "eager", layer_types=["full_attention"] * 3,
-                        num_local_experts=2, num_experts_per_tok=1), ["learned sinks"]),
-    (lambda: make_model("deepseek_v3", kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=32,
-                        qk_nope_head_dim=32, v_head_dim=32, first_k_dense_replace=3), ["MLA"]),
-    (lambda: make_model("llama").to("meta"), ["device meta", "cpu"]),
-    (lambda: make_model("llama").double(), ["float64", "float32"]),
-    (t5, ["encoder-decoder"]),
-    (flex, ["'flex_attention'", "'sdpa'"]),
-])
-def test_models_that_cannot_be_served_are_refused(make, words):
-    model = make()
-    stock = model.config._attn_implementation
-    with pytest.raises(ValueError) as error:
-        semkv.hf.enable(model, "cluster")
-    for word in words:
-        assert word in str(error.value)
-    assert model.config._attn_implementation == stock
-
-
-def test_enabling_twice_is_refused(llama):
-    with semkv.hf.enable(llama, "cluster"):
-        with pytest.raises(ValueError, match="already"):
-            semkv.hf.enable(llama, "cluster")
-
-
-def test_a_failure_within_a_step_gives_up_that_cache_alone(llama, monkeypatch):
-    inputs = make_ids(100)
-    with semkv.hf.enable(llama, **EVERYTHING) as handle:
-        right = generate(llama, inputs)
-        cache = transformers.DynamicCache()
-        select, calls = semkv.Step.select, []
-
-        def fail_once(self, *arguments, **options):
-            calls.append(1)
-            if len(calls) == 5:
-                raise semkv.SemkvError(13, "INTERNAL", "out of order")
-            return select(self, *arguments, **options)
-
-        monkeypatch.setattr(semkv.Step, "select", fail_once)
-        with pytest.raises(semkv.SemkvError, match="INTERNAL: out of order"):
-            generate(llama, inputs, past_key_values=cache)
-        with pytest.raises(RuntimeError, match="given up: SemkvError: INTERNAL: out of order"):
-            llama(torch.tensor([[3]]), past_key_values=cache)
-        assert difference(generate(llama, inputs), right) == 0
-        del cache
-        gc.collect()  # the exceptions hold frames
-        assert handle.stats()["caches"] == 1  # of `right`
-
-
-def test_a_forward_that_was_interrupted_gives_up_its_cache(llama):
-    def interrupt(module, args):
-        raise KeyboardInterrupt
-
-    with torch.no_grad(), semkv.hf.enable(llama, **EVERYTHING):
-        cache = generate(llama, make_ids(100)).past_key_values
-        hook = llama.model.layers[1].mlp.register_forward_pre_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            llama(torch.tensor([[3]]), past_key_values=cache)
-        hook.remove()
-        with pytest.raises(RuntimeError, match="a forward ended before its last layer"):
-            llama(torch.tensor([[3]]), past_key_values=cache)
-
-
-def test_a_pool_that_is_too_small_names_both_numbers(llama):
-    with semkv.hf.enable(llama, **EVERYTHING, max_tokens=104):
-        with pytest.raises(semkv.SemkvError, match="104 tokens and 1 more, at most 104"):
-            generate(llama, make_ids(100), max_new_tokens=20)
-
-
-def test_what_a_moved_cache_cannot_do_is_refused(llama):
-    inputs, token = make_ids(100), torch.tensor([[3]])
-    with torch.no_grad(), semkv.hf.enable(llama, **EVERYTHING):
-        cache = generate(llama, inputs).past_key_values
-        with pytest.raises(RuntimeError, match=r"crop\(-2\)"):
-            cache.crop(-2)
-        with pytest.raises(RuntimeError, match="output_attentions"):
-            llama(token, past_key_values=cache, output_attentions=True)
-        with pytest.raises(RuntimeError, match=r"attention_mask of \[1, 7\] for 1 rows of 111"):
-            llama(token, past_key_values=cache, attention_mask=torch.ones((1, 7)))
-        mask = torch.ones((1, 112))
-        mask[0, :4] = 0
-        with pytest.raises(ValueError, match="shows 107 earlier tokens of row 0.* with 111"):
-            llama(token, past_key_values=cache, attention_mask=mask)
-        with pytest.raises(ValueError, match="2 rows, but the cache has 1"):
-            llama(token.expand(2, 1), past_key_values=cache)
-        with torch.enable_grad(), pytest.raises(RuntimeError, match="gradients are wanted"):
-            llama(token, past_key_values=cache)
-        llama(token, past_key_values=cache)  # none of this has harmed it
-    with torch.no_grad(), pytest.raises(RuntimeError, match="which was disabled"):
-        llama(token, past_key_values=cache)
-    with torch.no_grad(), semkv.hf.enable(llama, **EVERYTHING):
-        with pytest.raises(RuntimeError, match="another model, or before semkv was disabled"):
-            llama(token, past_key_values=cache)
-
-
-def test_another_attention_while_enabled_is_refused(llama):
-    with semkv.hf.enable(llama, **EVERYTHING):
-        llama.set_attn_implementation("eager")
-        with pytest.raises(RuntimeError, match="'eager' while semkv is enabled"):
-            generate(llama, make_ids(20))
-    assert llama.config._attn_implementation == "sdpa"
 
 
 def test_examples_of_the_docs_run():

@@ -1,4 +1,4 @@
-"""semkv in one model of transformers: options, hooks, and which of its layers and forwards are served."""
+"""semkv in one model of transformers: options, hooks, which layers and forwards are served."""
 from __future__ import annotations
 
 import collections
@@ -121,7 +121,7 @@ class Enabled:
         lines = [f"semkv in transformers: policy {policy['policy']}, budget {policy['budget']}, "
                  f"decode steps above {self.threshold} tokens, {len(self._places)} layers"
                  + ("" if self.is_enabled else "; disabled")]
-        lines += [f"layer {layer}: left to transformers, {why}" for layer, why in self._left.items()]
+        lines += [f"layer {i}: left to transformers, {why}" for i, why in self._left.items()]
         lines.append("forwards: " + (", ".join(
             f"{reason} {count}" for reason, count in sorted(self._forwards.items())) or "none"))
         lines += [pool.explain() for pool in list(self._pools)]

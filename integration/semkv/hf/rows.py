@@ -1,4 +1,4 @@
-"""The rows of one transformers cache: its own tensors until a step is worth it, then semkv sequences."""
+"""The rows of a transformers cache: its own tensors until a step is worth it, then sequences."""
 from __future__ import annotations
 
 import contextlib
@@ -290,8 +290,8 @@ class Layer(DynamicLayer):
 
     def crop(self, tokens_to_remove):
         if self.rows.is_moved:
-            raise RuntimeError(f"crop({tokens_to_remove}): tokens cannot be taken back from a cache "
-                               "that is in semkv (assisted generation by this model)")
+            raise RuntimeError(f"crop({tokens_to_remove}): tokens cannot be taken back from a "
+                               "cache that is in semkv (assisted generation by this model)")
         self.rows.is_cropped = True
         super().crop(tokens_to_remove)
 
