@@ -47,10 +47,12 @@ venv-vllm: packages
 demo-vllm: venv-vllm
 	$(VENV_VLLM)/bin/python tools/demo_vllm.py
 
-# The vLLM plugin in real, unpatched vLLM; what is laid out for GPUs, on CPU tensors without an engine.
+# The adapters in real, unpatched engines: vLLM, and transformers, which comes with it. What is laid
+# out for GPUs runs on CPU tensors, without an engine.
 test-engines: venv-vllm
-	$(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{layouts,gpu_backend}.py
-	$(VENV_VLLM)/bin/python -m pytest -q -rsP tests/integration/vllm/test_{engine,connector,schedules,memory}.py
+	$(VENV_VLLM)/bin/python -m pytest -q -rsP --durations=15 \
+	  tests/integration/vllm/test_{layouts,gpu_backend,engine,connector,schedules,memory}.py \
+	  tests/integration/test_hf{,_errors}.py
 
 bench: release
 	build/release/semkv_bench --ratios

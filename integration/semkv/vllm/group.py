@@ -17,7 +17,7 @@ from semkv._policy import most_attended
 from semkv._tensor import dtype_code
 from semkv.vllm import options as semkv_options
 from semkv.vllm.tracker import Tracker
-from semkv.vllm.vocabulary import vocabulary_bytes
+from semkv._vocabulary import vocabulary_bytes
 
 logger = init_logger("vllm.semkv")
 

@@ -1,50 +1,12 @@
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from engine_process import EngineProcess
-from seeds import SEED, SOAK
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+MODEL = str(pathlib.Path(__file__).resolve().parents[3] / "models" / "semkv-tiny")
 MOST = 6
-MODEL = str(ROOT / "models" / "semkv-tiny")
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(MODEL)
-
-
-@pytest.fixture(scope="session")
-def report_ids(tokenizer):
-    """A text of 8,613 tokens."""
-    return [0] + tokenizer((ROOT / "models" / "demo" / "harbour_report.txt").read_text())["input_ids"]
-
-
-@pytest.fixture(scope="session")
-def facts(tokenizer, tmp_path_factory):
-    """[(prompt ids, answer)] on 16 facts each in documents of 4,000 tokens of filler.
-
-    Only answers that are numbers: their digits are tokens of their own. A word is one token, which
-    comes of the prefill; no decode step has to find it, so it would tell nothing of sparse rows.
-    """
-    path = tmp_path_factory.mktemp("documents") / "facts.jsonl"
-    subprocess.run([sys.executable, str(ROOT / "tools" / "make_documents.py"), "--kind", "facts16",
-                    "--tokens", "4000", "--documents", str(5 * SOAK), "--seed", str(SEED),
-                    "--out", str(path)], check=True)
-    pairs = []
-    for line in path.read_text().splitlines():
-        document = json.loads(line)
-        for question in document["questions"]:
-            if not question["answer"].strip(" .").isdigit():
-                continue
-            ids = [0] + tokenizer(document["text"] + question["question"])["input_ids"]
-            pairs.append((ids, question["answer"]))
-    return pairs
 
 
 @pytest.fixture(scope="session")

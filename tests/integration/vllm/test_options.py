@@ -6,7 +6,7 @@ import pytest
 from semkv._abi import lib
 from semkv.vllm import is_switched_on
 from semkv.vllm.options import from_environment, parse
-from semkv.vllm.vocabulary import vocabulary_bytes
+from semkv._vocabulary import vocabulary_bytes
 
 
 def test_a_policy_alone_has_its_defaults():
