@@ -39,6 +39,8 @@ if(SEMKV_BUILD_TOOLS)
 endif()
 if(SEMKV_BUILD_TESTS)
   find_package(GTest REQUIRED)
+  # Fibers of the SIMT harness (tests/simt).
+  find_package(Boost REQUIRED COMPONENTS context)
 endif()
 if(SEMKV_BUILD_BENCHMARKS)
   find_package(benchmark REQUIRED)
