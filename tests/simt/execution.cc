@@ -11,6 +11,9 @@ dim3 blockDim, gridDim;
 namespace semkv::simt {
 namespace {
 
+// Thrown by a thread that may not go on, through the kernel.
+struct EndOfLaunch {};
+
 constexpr size_t kMaxErrors = 8;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxGridYZ = 65535;
@@ -108,7 +111,10 @@ LaunchReport Execution::Run() {
 void Execution::RunThread(void* execution) {
   Execution* self = static_cast<Execution*>(execution);
   self->in_kernel_ = true;
-  self->function_(self->argument_);
+  try {
+    self->function_(self->argument_);
+  } catch (const EndOfLaunch&) {
+  }
   self->in_kernel_ = false;
 }
 
@@ -165,14 +171,18 @@ void Execution::Report(const std::string& message) {
 void Execution::Fail(const std::string& message) {
   Report(message);
   failed_ = true;
-  for (;;) running_->fiber.Suspend();  // never resumed
+  throw EndOfLaunch{};
 }
 
 void Execution::CheckAccess(const MemoryAccess& access) {
   const bool in_kernel = std::exchange(in_kernel_, false);
   const Verdict verdict = memory_.Check(access, running_->clock, running_->fiber.stack());
-  if (verdict.fatal) Fail(verdict.message);
   if (!verdict.message.empty()) Report(verdict.message);
+  if (verdict.fatal) {
+    failed_ = true;
+    // Not by an exception: to the compiler a memory access throws none.
+    for (;;) running_->fiber.Suspend();
+  }
   in_kernel_ = in_kernel;
 }
 

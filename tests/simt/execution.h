@@ -66,7 +66,8 @@ class Execution {
   void set_in_kernel(bool in_kernel) { in_kernel_ = in_kernel; }
   MemoryChecker& memory() { return memory_; }
 
-  // By the running thread. Fail does not return.
+  // By the running thread. Fail ends the launch; so does CheckAccess when the access may not
+  // happen.
   void Report(const std::string& message);
   [[noreturn]] void Fail(const std::string& message);
   void CheckAccess(const MemoryAccess& access);
