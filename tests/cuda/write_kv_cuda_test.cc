@@ -9,42 +9,15 @@
 #include <random>
 #include <vector>
 
+#include "tests/cuda/device_copy.h"
 #include "tests/ops/cache/write_kv_cases.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
 
-bool HasDevice() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-}
-
-// A copy of host memory on the device.
-class DeviceCopy {
- public:
-  DeviceCopy(const void* host, size_t bytes) : bytes_(bytes) {
-    EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
-    EXPECT_EQ(cudaMemcpy(data_, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  template <typename T>
-  explicit DeviceCopy(const std::vector<T>& host)
-      : DeviceCopy(host.data(), host.size() * sizeof(T)) {}
-  DeviceCopy(const DeviceCopy&) = delete;
-  DeviceCopy& operator=(const DeviceCopy&) = delete;
-  ~DeviceCopy() { cudaFree(data_); }
-
-  void* data() { return data_; }
-  std::vector<uint8_t> Read() const {
-    std::vector<uint8_t> host(bytes_);
-    EXPECT_EQ(cudaMemcpy(host.data(), data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
-    return host;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
-};
+using testing::DeviceCopy;
+using testing::HasDevice;
 
 void ExpectCudaEqualsReference(const testing::WriteKvCase& c, std::mt19937_64& rng) {
   testing::WriteKvProblem problem(c, rng);

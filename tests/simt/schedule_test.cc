@@ -16,8 +16,6 @@
 namespace semkv::simt {
 namespace {
 
-using ::testing::Test;
-
 template <typename T>
 Buffer Writable(const std::string& name, std::vector<T>& data) {
   return {name, data.data(), static_cast<int64_t>(data.size() * sizeof(T)), Access::kReadWrite};
