@@ -3,6 +3,14 @@
 option(SEMKV_CUDA "Build the CUDA kernels where nvcc is found" ON)
 set(SEMKV_CUDA_ARCHITECTURES 90a CACHE STRING "GPU architectures of the CUDA kernels")
 
+# Every target with .cu files calls this once.
+function(semkv_cuda_options target)
+  target_compile_options(${target} PRIVATE -Xcompiler=-Wall,-Wextra)
+  if(SEMKV_WARNINGS_AS_ERRORS)
+    target_compile_options(${target} PRIVATE -Werror=all-warnings -Xcompiler=-Werror)
+  endif()
+endfunction()
+
 find_program(SEMKV_NVCC nvcc PATHS /usr/local/cuda/bin)
 if(NOT SEMKV_CUDA OR SEMKV_SANITIZE)
   message(STATUS "semkv: CUDA kernels not asked for in this build")
@@ -20,10 +28,8 @@ elseif(SEMKV_NVCC)
   add_library(semkv_cuda STATIC)
   target_include_directories(semkv_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include
                                         PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-  target_compile_options(semkv_cuda PRIVATE -Xptxas=-v -Xcompiler=-Wall,-Wextra)
-  if(SEMKV_WARNINGS_AS_ERRORS)
-    target_compile_options(semkv_cuda PRIVATE -Werror=all-warnings -Xcompiler=-Werror)
-  endif()
+  semkv_cuda_options(semkv_cuda)
+  target_compile_options(semkv_cuda PRIVATE -Xptxas=-v)
   # Keeps what ptxas says about registers and memory, for tests/cuda/check_resources.py.
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
   set_target_properties(semkv_cuda PROPERTIES CUDA_COMPILER_LAUNCHER

@@ -8,9 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "csrc/ops/cuda/mma.cuh"
-#include "csrc/ops/cuda/shared_memory.cuh"
-#include "csrc/ops/cuda/warp_reduce.cuh"
+#include "tests/simt/device_ops_kernels.cuh"
 #include "tests/simt/launch.h"
 #include "tests/testing/random.h"
 
@@ -26,11 +24,6 @@ LaunchShape OneWarp() {
 template <typename T>
 Buffer Of(const std::string& name, std::vector<T>& data, Access access) {
   return {name, data.data(), static_cast<int64_t>(data.size() * sizeof(T)), access};
-}
-
-__global__ void Reduce(const float* x, float* sums, float* maxima) {
-  sums[threadIdx.x] = WarpSum(x[threadIdx.x]);
-  maxima[threadIdx.x] = WarpMax(x[threadIdx.x]);
 }
 
 TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
@@ -50,27 +43,6 @@ TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
     EXPECT_TRUE(std::isnan(sums[i]));
     EXPECT_EQ(maxima[i], -9.0f);
   }
-}
-
-// Fragments by the table of the PTX manual, from plain row-major matrices.
-template <DType kDType>
-__global__ void Product(const uint16_t* a, const uint16_t* b, const float* c, float* d) {
-  const int g = static_cast<int>(threadIdx.x) / 4;
-  const int t = static_cast<int>(threadIdx.x) % 4;
-  uint32_t a_fragment[4], b_fragment[2];
-  for (int i = 0; i < 8; i += 2) {
-    const int row = i % 4 < 2 ? g : g + 8;
-    const int column = 2 * t + (i >= 4 ? 8 : 0);
-    a_fragment[i / 2] = a[row * 16 + column] | uint32_t{a[row * 16 + column + 1]} << 16;
-  }
-  for (int i = 0; i < 4; i += 2) {
-    const int row = 2 * t + (i >= 2 ? 8 : 0);
-    b_fragment[i / 2] = b[row * 8 + g] | uint32_t{b[(row + 1) * 8 + g]} << 16;
-  }
-  float sum[4];
-  for (int i = 0; i < 4; ++i) sum[i] = c[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2];
-  MmaM16N8K16<kDType>(sum, a_fragment, b_fragment);
-  for (int i = 0; i < 4; ++i) d[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
 template <DType kDType>
@@ -103,22 +75,6 @@ void ExpectProduct() {
 TEST(MmaTest, EqualsThePlainProductWithThePtxFragments) {
   ExpectProduct<DType::kFloat16>();
   ExpectProduct<DType::kBFloat16>();
-}
-
-struct alignas(16) Matrices {
-  uint16_t x[4][8][8];
-};
-
-template <Transpose kTranspose>
-__global__ void LoadFragments(uint32_t* out, int first_row) {
-  Matrices& matrices = SharedMemory<Matrices>();
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int i = lane; i < 4 * 64; i += 32)
-    matrices.x[i / 64][i / 8 % 8][i % 8] = static_cast<uint16_t>(i);
-  __syncwarp();
-  uint32_t r[4];
-  LoadMatrixX4<kTranspose>(r, matrices.x[lane / 8] + lane % 8 + first_row);
-  for (int j = 0; j < 4; ++j) out[lane * 4 + j] = r[j];
 }
 
 TEST(LoadMatrixTest, LanesGetTheirPairsOfEveryMatrix) {

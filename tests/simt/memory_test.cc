@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "csrc/ops/cuda/copy_async.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/vector_access.cuh"
 #include "csrc/ops/cuda/warp_reduce.cuh"
+#include "tests/simt/device_ops_kernels.cuh"
 #include "tests/simt/launch.h"
 
 namespace semkv::simt {
@@ -31,17 +31,9 @@ LaunchShape Ctas(uint32_t ctas, uint32_t threads) {
   return shape;
 }
 
-enum class Sync { kNone, kWarp, kCta };
-
 struct Cells {
   int x[64];
 };
-
-template <Sync kSync>
-__device__ inline void Synchronise() {
-  if constexpr (kSync == Sync::kWarp) __syncwarp();
-  if constexpr (kSync == Sync::kCta) __syncthreads();
-}
 
 // Every thread reads what the thread `distance` away wrote.
 template <Sync kSync>
@@ -314,34 +306,6 @@ TEST(SimtBoundsDeathTest, AddressSanitizerFindsAccessesOutside) {
 #else
   GTEST_SKIP() << "no AddressSanitizer in this build";
 #endif
-}
-
-struct alignas(16) Staged {
-  float x[64][4];
-};
-
-enum class Waiting { kYes, kNo };
-
-template <Waiting kWaiting, Sync kSync>
-__global__ void Stage(const float* from, float* to) {
-  Staged& staged = SharedMemory<Staged>();
-  CopyAsync16(staged.x[threadIdx.x], from + 4 * threadIdx.x);
-  CopyAsyncCommit();
-  if constexpr (kWaiting == Waiting::kYes) CopyAsyncWait<0>();
-  Synchronise<kSync>();
-  to[threadIdx.x] = staged.x[threadIdx.x ^ 1][0];
-}
-
-// Two groups; only the first is waited for.
-__global__ void StageTwoGroups(const float* from, float* to) {
-  Staged& staged = SharedMemory<Staged>();
-  for (int group = 0; group < 2; ++group) {
-    CopyAsync16(staged.x[group], from + 4 * group);
-    CopyAsyncCommit();
-  }
-  CopyAsyncWait<1>();
-  to[0] = staged.x[0][0];
-  to[1] = staged.x[1][0];
 }
 
 TEST(SimtCopyAsyncTest, DataArriveAtTheWaitAndArePoisonBefore) {
