@@ -23,14 +23,6 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY} semkv_openblas_dependency
                                                        OpenMP::OpenMP_CXX)
 
-# CUDA kernels arrive with the CUDA backend; until then say once what this build holds.
-find_program(SEMKV_NVCC nvcc)
-if(SEMKV_NVCC)
-  message(STATUS "semkv: host backend only (nvcc found, no CUDA kernels in this version)")
-else()
-  message(STATUS "semkv: nvcc not found, CUDA parts left out; the host backend is complete")
-endif()
-
 if(SEMKV_BUILD_TOOLS)
   find_package(CLI11 REQUIRED)
   find_package(nlohmann_json REQUIRED)
@@ -39,6 +31,8 @@ if(SEMKV_BUILD_TOOLS)
 endif()
 if(SEMKV_BUILD_TESTS)
   find_package(GTest REQUIRED)
+  # Fibers of the SIMT harness (tests/simt).
+  find_package(Boost REQUIRED COMPONENTS context)
 endif()
 if(SEMKV_BUILD_BENCHMARKS)
   find_package(benchmark REQUIRED)

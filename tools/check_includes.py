@@ -3,8 +3,9 @@
 
     include <- csrc/ops <- {block_manager, faiss_index} <- csrc/api <- integration
 
-Checks every #include of the tree against the table below, and that Python imports torch and engines
-only where ENGINE_FOLDERS says, and prints each line that breaks it.
+Checks every #include of the tree against the table below, that CUDA's headers stay in files that nvcc
+compiles and in *_cuda.h, and that Python imports torch and engines only where ENGINE_FOLDERS says, and
+prints each line that breaks it.
 Usage: check_includes.py [ROOT]
 """
 
@@ -15,7 +16,7 @@ import sys
 # room -> (project folders it may include, libraries it may include)
 ROOMS = {
     "include/semkv": (["include/semkv"], []),
-    "csrc/ops": (["include/semkv", "csrc/ops"], ["hwy"]),
+    "csrc/ops": (["include/semkv", "csrc/ops"], ["hwy", "cuda_runtime.h", "cuda_runtime_api.h"]),
     "block_manager": (["include/semkv", "csrc/ops", "csrc/status_macros.h", "block_manager"], ["absl"]),
     "faiss_index": (["include/semkv", "csrc/ops", "csrc/status_macros.h", "faiss_index"], ["absl", "faiss"]),
     "csrc/status_macros.h": ([], ["absl"]),
@@ -30,7 +31,8 @@ ROOMS = {
     "tests": (None, None),
     "benchmarks": (None, None),
 }
-LIBRARIES = ["absl", "hwy", "faiss", "nlohmann", "CLI", "cblas.h", "pcre2.h", "torch", "benchmark", "gtest"]
+LIBRARIES = ["absl", "hwy", "faiss", "nlohmann", "CLI", "cblas.h", "pcre2.h", "torch", "benchmark", "gtest",
+             "cuda_runtime.h", "cuda_runtime_api.h", "boost"]
 # Top-level folders, each with its one reason to exist; a new one needs a line here.
 FOLDERS = {
     "block_manager", "benchmarks", "cmake", "csrc", "docs", "faiss_index", "include", "integration",
@@ -60,6 +62,8 @@ def check_include(path, room, bracket, target):
     folders, libraries = ROOMS[room]
     if folders is None:
         return None
+    if target.startswith("cuda_") and not path.endswith((".cu", ".cuh", "_cuda.h")):
+        return "only .cu, .cuh and _cuda.h files may include CUDA's headers"
     library = next((name for name in LIBRARIES if target == name or target.startswith(name + "/")), None)
     if library is not None:
         return None if library in libraries else f"{room} may not include {library}"

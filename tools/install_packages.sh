@@ -7,7 +7,7 @@ packages=(
   g++ cmake ninja-build make pkg-config python3 python3-venv
   libabsl-dev libfaiss-dev libopenblas-dev libhwy-dev
   libcli11-dev nlohmann-json3-dev libpcre2-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev
   "$@"
 )
 

@@ -10,6 +10,13 @@
 #include <cstddef>
 #include <cstdint>
 
+// Functions that CUDA kernels call too (nvcc, and the SIMT harness of the tests).
+#if defined(__CUDACC__) || defined(SEMKV_SIMT)
+#define SEMKV_HOST_DEVICE __host__ __device__
+#else
+#define SEMKV_HOST_DEVICE
+#endif
+
 namespace semkv {
 
 // Numbers equal SEMKV_DTYPE_* in semkv.h.
@@ -17,10 +24,12 @@ enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 constexpr int32_t kNoSlot = -1;
 
-constexpr int64_t DTypeBytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+SEMKV_HOST_DEVICE constexpr int64_t DTypeBytes(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
 
 template <typename T>
-constexpr T CeilDiv(T a, T b) {
+SEMKV_HOST_DEVICE constexpr T CeilDiv(T a, T b) {
   return (a + b - 1) / b;
 }
 
@@ -37,17 +46,24 @@ struct KvView {
   DType dtype = DType::kFloat32;
 };
 
-// Offset, in elements, of a slot's row from the view's base. A shift, not a division: page_tokens
-// is a power of two, and the decode path asks once per token and head.
-inline int64_t KeyOffset(const KvView& view, int32_t slot, int32_t head) {
-  const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
-  return (slot >> shift) * view.k_page + head * view.k_head +
+// A shift, not a division: page_tokens is a power of two, and the decode path asks once per token
+// and head.
+SEMKV_HOST_DEVICE inline int32_t PageShift(const KvView& view) {
+#ifdef __CUDA_ARCH__
+  return __ffs(view.page_tokens) - 1;
+#else
+  return __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
+#endif
+}
+
+// Offset, in elements, of a slot's row from the view's base.
+SEMKV_HOST_DEVICE inline int64_t KeyOffset(const KvView& view, int32_t slot, int32_t head) {
+  return (slot >> PageShift(view)) * view.k_page + head * view.k_head +
          (slot & (view.page_tokens - 1)) * view.k_token;
 }
 
-inline int64_t ValueOffset(const KvView& view, int32_t slot, int32_t head) {
-  const int32_t shift = __builtin_ctz(static_cast<uint32_t>(view.page_tokens));
-  return (slot >> shift) * view.v_page + head * view.v_head +
+SEMKV_HOST_DEVICE inline int64_t ValueOffset(const KvView& view, int32_t slot, int32_t head) {
+  return (slot >> PageShift(view)) * view.v_page + head * view.v_head +
          (slot & (view.page_tokens - 1)) * view.v_token;
 }
 

@@ -11,27 +11,29 @@
 
 namespace semkv {
 
-inline uint32_t FloatBits(float x) {
+SEMKV_HOST_DEVICE inline uint32_t FloatBits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
 
-inline float FloatFromBits(uint32_t bits) {
+SEMKV_HOST_DEVICE inline float FloatFromBits(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
 
-inline float FloatFromBFloat16(uint16_t x) { return FloatFromBits(static_cast<uint32_t>(x) << 16); }
+SEMKV_HOST_DEVICE inline float FloatFromBFloat16(uint16_t x) {
+  return FloatFromBits(static_cast<uint32_t>(x) << 16);
+}
 
-inline uint16_t BFloat16FromFloat(float x) {
+SEMKV_HOST_DEVICE inline uint16_t BFloat16FromFloat(float x) {
   const uint32_t bits = FloatBits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float FloatFromFloat16(uint16_t x) {
+SEMKV_HOST_DEVICE inline float FloatFromFloat16(uint16_t x) {
   const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
   const uint32_t magnitude = x & 0x7fffu;
   if (magnitude >= 0x7c00u) return FloatFromBits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
@@ -40,7 +42,7 @@ inline float FloatFromFloat16(uint16_t x) {
   return sign != 0 ? -subnormal : subnormal;
 }
 
-inline uint16_t Float16FromFloat(float x) {
+SEMKV_HOST_DEVICE inline uint16_t Float16FromFloat(float x) {
   const uint32_t bits = FloatBits(x);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -55,7 +57,7 @@ inline uint16_t Float16FromFloat(float x) {
 }
 
 // Element `i` of an array of `dtype`.
-inline float LoadAsFloat(const void* data, DType dtype, int64_t i) {
+SEMKV_HOST_DEVICE inline float LoadAsFloat(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kFloat16:
       return FloatFromFloat16(static_cast<const uint16_t*>(data)[i]);
@@ -67,7 +69,7 @@ inline float LoadAsFloat(const void* data, DType dtype, int64_t i) {
   return static_cast<const float*>(data)[i];
 }
 
-inline void StoreFromFloat(void* data, DType dtype, int64_t i, float x) {
+SEMKV_HOST_DEVICE inline void StoreFromFloat(void* data, DType dtype, int64_t i, float x) {
   switch (dtype) {
     case DType::kFloat16:
       static_cast<uint16_t*>(data)[i] = Float16FromFloat(x);

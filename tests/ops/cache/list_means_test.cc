@@ -11,48 +11,20 @@
 #include <vector>
 
 #include "csrc/ops/numeric/float_convert.h"
+#include "tests/ops/cache/list_means_cases.h"
 #include "tests/testing/random.h"
 #include "tests/testing/simd_targets.h"
 
 namespace semkv {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kGuard = -12345.0f;
+using testing::kGuard;
+using testing::kInfinity;
+using testing::kNaN;
+using testing::ListLayout;
+using testing::ListMeansProblem;
 
-enum class Layout { kRanges, kMembers };
-
-// Keys, lists of random sizes (empty ones too), and outputs with a guard behind them.
-struct Problem {
-  Problem(int32_t head_dim, std::vector<int32_t> sizes, Layout layout, std::mt19937_64& rng) {
-    offsets.push_back(0);
-    for (int32_t size : sizes) offsets.push_back(static_cast<uint16_t>(offsets.back() + size));
-    const int32_t num_tokens = offsets.back();
-    keys = testing::RandomNormal(rng, int64_t{num_tokens} * head_dim);
-    members.resize(num_tokens);
-    for (int32_t t = 0; t < num_tokens; ++t) members[t] = static_cast<uint16_t>(t);
-    if (layout == Layout::kMembers) std::shuffle(members.begin(), members.end(), rng);
-    params.head_dim = head_dim;
-    params.nlist = static_cast<int32_t>(sizes.size());
-    params.keys = keys.data();
-    params.offsets = offsets.data();
-    params.members = layout == Layout::kMembers ? members.data() : nullptr;
-    means.assign(int64_t{params.nlist} * head_dim + 1, kGuard);
-    variances.assign(params.nlist + 1, kGuard);
-    params.means = means.data();
-    params.variances = variances.data();
-  }
-
-  const float* Key(int32_t member) const { return keys.data() + members[member] * params.head_dim; }
-  float* Key(int32_t member) { return keys.data() + members[member] * params.head_dim; }
-
-  ListMeansParams params;
-  std::vector<float> keys, means, variances;
-  std::vector<uint16_t> offsets, members;
-};
-
-void ExpectHostEqualsReference(Problem& problem) {
+void ExpectHostEqualsReference(ListMeansProblem& problem) {
   ListMeansReference(problem.params);
   const std::vector<float> means = problem.means, variances = problem.variances;
   testing::ForEachSimdTarget([&] {
@@ -75,26 +47,12 @@ TEST(ListMeansTest, EqualsTheReference) {
   const uint64_t seed = testing::TestSeed(31);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
-  for (int32_t head_dim : {1, 7, 64, 80, 96, 128, 256, 300}) {
-    for (Layout layout : {Layout::kRanges, Layout::kMembers}) {
-      SCOPED_TRACE(head_dim);
-      Problem problem(head_dim, {1, 0, 31, 32, 33, 64, 100, 0}, layout, rng);
-      ExpectHostEqualsReference(problem);
-    }
-  }
-  for (int round = 0; round < 30 * testing::SoakFactor(); ++round) {
-    std::vector<int32_t> sizes(1 + rng() % 40);
-    for (int32_t& size : sizes) size = static_cast<int32_t>(rng() % 120);
-    Problem problem(1 + static_cast<int32_t>(rng() % 140), sizes,
-                    rng() % 2 == 0 ? Layout::kRanges : Layout::kMembers, rng);
-    SCOPED_TRACE("round " + std::to_string(round));
-    ExpectHostEqualsReference(problem);
-  }
+  testing::ForEachListMeansCase(rng, ExpectHostEqualsReference);
 }
 
 TEST(ListMeansTest, VariancesMayBeNull) {
   std::mt19937_64 rng(1);
-  Problem problem(64, {5, 9}, Layout::kRanges, rng);
+  ListMeansProblem problem(64, {5, 9}, ListLayout::kRanges, rng);
   ListMeansHost(problem.params);
   const std::vector<float> means = problem.means;
   problem.params.variances = nullptr;
@@ -103,18 +61,12 @@ TEST(ListMeansTest, VariancesMayBeNull) {
   EXPECT_EQ(problem.means, means);
 }
 
-// One list of 8,192 keys with a channel that stands 20 deviations off, as real keys have: neither
-// the mean nor the variance (whose one-pass form would cancel) may lose its digits.
 TEST(ListMeansTest, AnOffsetChannelKeepsMeanAndVarianceExact) {
   const uint64_t seed = testing::TestSeed(32);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
   for (float offset : {20.0f, -20.0f, 2000.0f}) {
-    Problem problem(128, {8192}, Layout::kMembers, rng);
-    for (int32_t t = 0; t < 8192; ++t) {
-      problem.keys[t * 128 + 3] += offset;
-      problem.keys[t * 128 + 77] -= offset;
-    }
+    ListMeansProblem problem = testing::OffsetChannelCase(offset, rng);
     ListMeansReference(problem.params);
     const std::vector<float> means = problem.means;
     const float variance = problem.variances[0];
@@ -134,19 +86,12 @@ TEST(ListMeansTest, AnOffsetChannelKeepsMeanAndVarianceExact) {
 
 TEST(ListMeansTest, MembersThatAreNotFiniteAreLeftOut) {
   std::mt19937_64 rng(33);
-  for (int32_t head_dim : {5, 64, 80}) {
-    for (Layout layout : {Layout::kRanges, Layout::kMembers}) {
-      Problem problem(head_dim, {40, 3, 70, 2}, layout, rng);
-      problem.Key(0)[0] = kNaN;
-      problem.Key(39)[head_dim - 1] = -kInfinity;
-      problem.Key(50)[1] = kInfinity;
-      problem.Key(80)[1] = -kInfinity;                        // with the one above: inf - inf
-      for (int32_t t : {113, 114}) problem.Key(t)[2] = kNaN;  // a list without finite members
-      ExpectHostEqualsReference(problem);
-      for (int32_t d = 0; d < head_dim; ++d) EXPECT_EQ(problem.means[3 * head_dim + d], 0.0f);
-      EXPECT_EQ(problem.variances[3], 0.0f);
-    }
-  }
+  testing::ForEachNonFiniteCase(rng, [](ListMeansProblem& problem) {
+    ExpectHostEqualsReference(problem);
+    const int32_t head_dim = problem.params.head_dim;
+    for (int32_t d = 0; d < head_dim; ++d) EXPECT_EQ(problem.means[3 * head_dim + d], 0.0f);
+    EXPECT_EQ(problem.variances[3], 0.0f);
+  });
 }
 
 // The least and greatest finite member lie within the bounds, and no closer bf16 number would do.
@@ -155,7 +100,7 @@ TEST(ListBoundsTest, BoundEveryFiniteMemberAndNoWiderThanBFloat16Asks) {
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
   for (int32_t head_dim : {7, 64, 128, 300}) {
-    Problem problem(head_dim, {1, 33, 0, 100, 2}, Layout::kMembers, rng);
+    ListMeansProblem problem(head_dim, {1, 33, 0, 100, 2}, ListLayout::kMembers, rng);
     for (int32_t t = 1; t < 34; ++t) {
       problem.Key(t)[1] = -std::abs(problem.Key(t)[1]);
       problem.Key(t)[2] = std::abs(problem.Key(t)[2]);

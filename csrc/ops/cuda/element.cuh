@@ -1,0 +1,44 @@
+// Stored elements as bits, and their conversion, which has the bits of float_convert.h: the
+// hardware's own conversions make every NaN one NaN.
+
+#ifndef SEMKV_OPS_CUDA_ELEMENT_CUH_
+#define SEMKV_OPS_CUDA_ELEMENT_CUH_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "csrc/ops/numeric/float_convert.h"
+#include "semkv/types.h"
+
+namespace semkv {
+
+template <DType kDType>
+using ElementBits = std::conditional_t<kDType == DType::kFloat32, uint32_t, uint16_t>;
+
+template <DType kDType>
+__device__ inline float FloatFromElement(ElementBits<kDType> bits) {
+  if constexpr (kDType == DType::kFloat32) return FloatFromBits(bits);
+  if constexpr (kDType == DType::kFloat16) return FloatFromFloat16(bits);
+  if constexpr (kDType == DType::kBFloat16) return FloatFromBFloat16(bits);
+}
+
+template <DType kDType>
+__device__ inline ElementBits<kDType> ElementFromFloat(float x) {
+  if constexpr (kDType == DType::kFloat32) return FloatBits(x);
+  if constexpr (kDType == DType::kFloat16) return Float16FromFloat(x);
+  if constexpr (kDType == DType::kBFloat16) return BFloat16FromFloat(x);
+}
+
+// The same dtype is a copy, so that NaN payloads survive.
+template <DType kFrom, DType kTo>
+__device__ inline ElementBits<kTo> ConvertElement(ElementBits<kFrom> bits) {
+  if constexpr (kFrom == kTo) {
+    return bits;
+  } else {
+    return ElementFromFloat<kTo>(FloatFromElement<kFrom>(bits));
+  }
+}
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_CUDA_ELEMENT_CUH_

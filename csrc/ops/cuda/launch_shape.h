@@ -1,0 +1,25 @@
+// Grid, CTA size and dynamic shared memory of a kernel launch: computed by host code that the SIMT
+// harness and nvcc share. Standard library only.
+
+#ifndef SEMKV_OPS_CUDA_LAUNCH_SHAPE_H_
+#define SEMKV_OPS_CUDA_LAUNCH_SHAPE_H_
+
+#include <cstdint>
+
+namespace semkv {
+
+constexpr int kWarpSize = 32;
+
+struct LaunchShape {
+  uint32_t grid_x = 1, grid_y = 1, grid_z = 1;  // CTAs; any 0: nothing is launched
+  uint32_t threads = 1;                         // per CTA, at most 1,024
+  uint32_t dynamic_shared_bytes = 0;            // per CTA, at most 227 KiB
+};
+
+constexpr bool IsEmpty(const LaunchShape& shape) {
+  return shape.grid_x == 0 || shape.grid_y == 0 || shape.grid_z == 0;
+}
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_CUDA_LAUNCH_SHAPE_H_

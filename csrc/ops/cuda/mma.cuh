@@ -1,0 +1,78 @@
+// Tensor core products of a warp: mma.m16n8k16 with 16-bit inputs and float32 sums, and ldmatrix,
+// which loads its fragments. All lanes call. Fragments as PTX defines them, two 16-bit numbers to a
+// register, the lower column (of A) or row (of B) in the low half; g = lane / 4, t = lane % 4:
+//
+//   A[16, 16]  a[0]: row g, columns 2t, 2t+1;  a[1]: row g + 8;  a[2], a[3]: the same, columns + 8
+//   B[16, 8]   b[0]: rows 2t, 2t+1, column g;  b[1]: rows + 8
+//   D[16, 8]   d[0], d[1]: row g, columns 2t, 2t+1;  d[2], d[3]: row g + 8
+
+#ifndef SEMKV_OPS_CUDA_MMA_CUH_
+#define SEMKV_OPS_CUDA_MMA_CUH_
+
+#include <cstdint>
+
+#include "semkv/types.h"
+
+namespace semkv {
+
+enum class Transpose { kNo, kYes };
+
+#ifdef SEMKV_SIMT
+
+template <DType kDType>
+__device__ inline void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(kDType != DType::kFloat32);
+  simt::Mma16816(d, a, b, kDType == DType::kBFloat16);
+}
+
+template <Transpose kTranspose>
+__device__ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
+  simt::LoadMatrices(r, row, kTranspose == Transpose::kYes);
+}
+
+#else
+
+// D += A * B.
+template <DType kDType>
+__device__ __forceinline__ void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2]) {
+  static_assert(kDType != DType::kFloat32);
+  if constexpr (kDType == DType::kBFloat16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+}
+
+// Four 8x8 matrices of 16-bit numbers. `row` of lane 8 j + i: row i of matrix j, 16 bytes of shared
+// memory, 16-byte aligned. r[j] of a lane: row g, columns 2t and 2t + 1 of matrix j; transposed:
+// rows 2t and 2t + 1, column g.
+template <Transpose kTranspose>
+__device__ __forceinline__ void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kTranspose == Transpose::kYes) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+#endif
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_CUDA_MMA_CUH_

@@ -1,0 +1,49 @@
+// Global memory in accesses of 16 bytes, the widest that a thread has.
+
+#ifndef SEMKV_OPS_CUDA_VECTOR_ACCESS_CUH_
+#define SEMKV_OPS_CUDA_VECTOR_ACCESS_CUH_
+
+#include <cstdint>
+
+namespace semkv {
+
+struct alignas(16) Vec16 {
+  uint32_t words[4];
+};
+
+#ifdef SEMKV_SIMT
+
+// One access of 16 bytes to the compiler too: it would split a struct into its members.
+typedef uint32_t Vec16Access __attribute__((vector_size(16), may_alias));
+
+__device__ inline Vec16 LoadStreaming(const void* p) {
+  const Vec16Access x = *static_cast<const Vec16Access*>(p);
+  return {{x[0], x[1], x[2], x[3]}};
+}
+
+__device__ inline void Store(void* p, const Vec16& x) {
+  *static_cast<Vec16Access*>(p) = Vec16Access{x.words[0], x.words[1], x.words[2], x.words[3]};
+}
+
+#else
+
+// p: global, 16-byte aligned, not written during the kernel. Read-only path, no allocation in L1:
+// the bytes are read once.
+__device__ __forceinline__ Vec16 LoadStreaming(const void* p) {
+  Vec16 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3])
+               : "l"(p));
+  return x;
+}
+
+// p: 16-byte aligned.
+__device__ __forceinline__ void Store(void* p, const Vec16& x) {
+  *static_cast<uint4*>(p) = make_uint4(x.words[0], x.words[1], x.words[2], x.words[3]);
+}
+
+#endif
+
+}  // namespace semkv
+
+#endif  // SEMKV_OPS_CUDA_VECTOR_ACCESS_CUH_

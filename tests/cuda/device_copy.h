@@ -1,0 +1,48 @@
+// Memory of the GPU for tests.
+
+#ifndef SEMKV_TESTS_CUDA_DEVICE_COPY_H_
+#define SEMKV_TESTS_CUDA_DEVICE_COPY_H_
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace semkv::testing {
+
+inline bool HasDevice() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+// A copy of host memory on the device.
+class DeviceCopy {
+ public:
+  DeviceCopy(const void* host, size_t bytes) : bytes_(bytes) {
+    EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(data_, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+  }
+  template <typename T>
+  explicit DeviceCopy(const std::vector<T>& host)
+      : DeviceCopy(host.data(), host.size() * sizeof(T)) {}
+  DeviceCopy(const DeviceCopy&) = delete;
+  DeviceCopy& operator=(const DeviceCopy&) = delete;
+  ~DeviceCopy() { cudaFree(data_); }
+
+  void* data() { return data_; }
+  std::vector<uint8_t> Read() const {
+    std::vector<uint8_t> host(bytes_);
+    EXPECT_EQ(cudaMemcpy(host.data(), data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
+    return host;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+};
+
+}  // namespace semkv::testing
+
+#endif  // SEMKV_TESTS_CUDA_DEVICE_COPY_H_

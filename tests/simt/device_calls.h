@@ -1,0 +1,54 @@
+// What a kernel calls while the harness executes it: the meaning of CUDA's built-in functions and
+// of the PTX instructions behind csrc/ops/cuda, without headers, because every kernel's source
+// begins with it (cuda_on_host.h). Each call is made by the CUDA thread that is running.
+
+#ifndef SEMKV_TESTS_SIMT_DEVICE_CALLS_H_
+#define SEMKV_TESTS_SIMT_DEVICE_CALLS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace semkv::simt {
+
+// A line of the kernel's source, for messages. As a default argument it is the caller's.
+struct Place {
+  static constexpr Place Here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+  const char* file;
+  int line;
+};
+
+enum class ShuffleKind { kIndex, kUp, kDown, kXor };
+
+// CTA barrier: every thread of the CTA must come to the same one.
+void SyncThreads(Place place);
+
+// Warp calls: every lane of `mask` must make the same call. Only SyncWarp orders memory accesses.
+void SyncWarp(uint32_t mask, Place place);
+uint32_t Ballot(uint32_t mask, bool predicate, Place place);
+void Shuffle(ShuffleKind kind, uint32_t mask, const void* value, size_t bytes, int argument,
+             int width, void* result, Place place);
+void Mma16816(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16,
+              Place place = Place::Here());
+void LoadMatrices(uint32_t* r, const void* row, bool transpose, Place place = Place::Here());
+
+// Shared memory of the running CTA. `key` says which of the kernel's objects is meant.
+void* StaticShared(const void* key, size_t bytes, size_t alignment);
+std::byte* DynamicShared();
+
+// cp.async. Until the wait the bytes of `shared` are poison.
+void BeginCopy(void* shared, const void* global, size_t bytes, Place place = Place::Here());
+void CommitCopies();
+void WaitForCopies(int groups);
+
+// *p = f(*p, x) as one step that does not race with another atomic; returns the old *p.
+enum class AtomicKind { kAdd, kMax, kOr, kExchange };
+template <typename T>
+T Atomic(AtomicKind kind, T* p, T x, Place place);
+template <typename T>
+T AtomicCompareAndSwap(T* p, T expected, T desired, Place place);
+
+}  // namespace semkv::simt
+
+#endif  // SEMKV_TESTS_SIMT_DEVICE_CALLS_H_

@@ -1,0 +1,97 @@
+// Kernels that use each wrapper of csrc/ops/cuda: executed in the harness against the wrappers'
+// definitions, and compiled by nvcc (tests/cuda/device_ops.cu), before a kernel of the library
+// needs them.
+
+#ifndef SEMKV_TESTS_SIMT_DEVICE_OPS_KERNELS_CUH_
+#define SEMKV_TESTS_SIMT_DEVICE_OPS_KERNELS_CUH_
+
+#include <cstdint>
+
+#include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/mma.cuh"
+#include "csrc/ops/cuda/shared_memory.cuh"
+#include "csrc/ops/cuda/warp_reduce.cuh"
+
+namespace semkv {
+
+enum class Sync { kNone, kWarp, kCta };
+
+template <Sync kSync>
+__device__ inline void Synchronise() {
+  if constexpr (kSync == Sync::kWarp) __syncwarp();
+  if constexpr (kSync == Sync::kCta) __syncthreads();
+}
+
+__global__ void Reduce(const float* x, float* sums, float* maxima) {
+  sums[threadIdx.x] = WarpSum(x[threadIdx.x]);
+  maxima[threadIdx.x] = WarpMax(x[threadIdx.x]);
+}
+
+// Fragments by the table of the PTX manual, from plain row-major matrices.
+template <DType kDType>
+__global__ void Product(const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  const int g = static_cast<int>(threadIdx.x) / 4;
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  uint32_t a_fragment[4], b_fragment[2];
+  for (int i = 0; i < 8; i += 2) {
+    const int row = i % 4 < 2 ? g : g + 8;
+    const int column = 2 * t + (i >= 4 ? 8 : 0);
+    a_fragment[i / 2] = a[row * 16 + column] | uint32_t{a[row * 16 + column + 1]} << 16;
+  }
+  for (int i = 0; i < 4; i += 2) {
+    const int row = 2 * t + (i >= 2 ? 8 : 0);
+    b_fragment[i / 2] = b[row * 8 + g] | uint32_t{b[(row + 1) * 8 + g]} << 16;
+  }
+  float sum[4];
+  for (int i = 0; i < 4; ++i) sum[i] = c[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2];
+  MmaM16N8K16<kDType>(sum, a_fragment, b_fragment);
+  for (int i = 0; i < 4; ++i) d[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
+struct alignas(16) Matrices {
+  uint16_t x[4][8][8];
+};
+
+template <Transpose kTranspose>
+__global__ void LoadFragments(uint32_t* out, int first_row) {
+  Matrices& matrices = SharedMemory<Matrices>();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 4 * 64; i += 32)
+    matrices.x[i / 64][i / 8 % 8][i % 8] = static_cast<uint16_t>(i);
+  __syncwarp();
+  uint32_t r[4];
+  LoadMatrixX4<kTranspose>(r, matrices.x[lane / 8] + lane % 8 + first_row);
+  for (int j = 0; j < 4; ++j) out[lane * 4 + j] = r[j];
+}
+
+struct alignas(16) Staged {
+  float x[64][4];
+};
+
+enum class Waiting { kYes, kNo };
+
+template <Waiting kWaiting, Sync kSync>
+__global__ void Stage(const float* from, float* to) {
+  Staged& staged = SharedMemory<Staged>();
+  CopyAsync16(staged.x[threadIdx.x], from + 4 * threadIdx.x);
+  CopyAsyncCommit();
+  if constexpr (kWaiting == Waiting::kYes) CopyAsyncWait<0>();
+  Synchronise<kSync>();
+  to[threadIdx.x] = staged.x[threadIdx.x ^ 1][0];
+}
+
+// Two groups; only the first is waited for.
+__global__ void StageTwoGroups(const float* from, float* to) {
+  Staged& staged = SharedMemory<Staged>();
+  for (int group = 0; group < 2; ++group) {
+    CopyAsync16(staged.x[group], from + 4 * group);
+    CopyAsyncCommit();
+  }
+  CopyAsyncWait<1>();
+  to[0] = staged.x[0][0];
+  to[1] = staged.x[1][0];
+}
+
+}  // namespace semkv
+
+#endif  // SEMKV_TESTS_SIMT_DEVICE_OPS_KERNELS_CUH_

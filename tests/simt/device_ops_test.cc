@@ -1,0 +1,107 @@
+// The wrappers of csrc/ops/cuda against their definitions.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "tests/simt/device_ops_kernels.cuh"
+#include "tests/simt/launch.h"
+#include "tests/testing/random.h"
+
+namespace semkv::simt {
+namespace {
+
+LaunchShape OneWarp() {
+  LaunchShape shape;
+  shape.threads = 32;
+  return shape;
+}
+
+template <typename T>
+Buffer Of(const std::string& name, std::vector<T>& data, Access access) {
+  return {name, data.data(), static_cast<int64_t>(data.size() * sizeof(T)), access};
+}
+
+TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
+  std::vector<float> x(32), sums(32), maxima(32);
+  for (int i = 0; i < 32; ++i) x[i] = static_cast<float>((i * 7) % 32 - 40);
+  LaunchOptions options = {{Of("x", x, Access::kRead), Of("sums", sums, Access::kReadWrite),
+                            Of("maxima", maxima, Access::kReadWrite)}};
+  const auto run = [&] {
+    return Launch(OneWarp(), options, [&] { Reduce(x.data(), sums.data(), maxima.data()); });
+  };
+  EXPECT_EQ(run().Errors(), "");
+  EXPECT_EQ(sums, std::vector<float>(32, 31 * 16 - 40 * 32));
+  EXPECT_EQ(maxima, std::vector<float>(32, -9.0f));
+  x[17] = std::nanf("");
+  EXPECT_EQ(run().Errors(), "");
+  for (int i = 0; i < 32; ++i) {
+    EXPECT_TRUE(std::isnan(sums[i]));
+    EXPECT_EQ(maxima[i], -9.0f);
+  }
+}
+
+template <DType kDType>
+void ExpectProduct() {
+  std::mt19937_64 rng(5);
+  std::vector<uint16_t> a(16 * 16), b(16 * 8);
+  for (auto* matrix : {&a, &b}) {
+    const std::vector<uint8_t> bytes =
+        testing::Encode(testing::RandomNormal(rng, matrix->size()), kDType);
+    std::memcpy(matrix->data(), bytes.data(), bytes.size());
+  }
+  std::vector<float> c = testing::RandomNormal(rng, 16 * 8), d(16 * 8);
+  const LaunchOptions options = {{Of("a", a, Access::kRead), Of("b", b, Access::kRead),
+                                  Of("c", c, Access::kRead), Of("d", d, Access::kReadWrite)}};
+  const LaunchReport report =
+      Launch(OneWarp(), options, [&] { Product<kDType>(a.data(), b.data(), c.data(), d.data()); });
+  EXPECT_EQ(report.Errors(), "");
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      double sum = c[i * 8 + j];
+      for (int k = 0; k < 16; ++k) {
+        sum += double{LoadAsFloat(a.data(), kDType, i * 16 + k)} *
+               LoadAsFloat(b.data(), kDType, k * 8 + j);
+      }
+      EXPECT_NEAR(d[i * 8 + j], sum, 1e-6 * (1 + std::abs(sum))) << i << ", " << j;
+    }
+  }
+}
+
+TEST(MmaTest, EqualsThePlainProductWithThePtxFragments) {
+  ExpectProduct<DType::kFloat16>();
+  ExpectProduct<DType::kBFloat16>();
+}
+
+TEST(LoadMatrixTest, LanesGetTheirPairsOfEveryMatrix) {
+  std::vector<uint32_t> plain(128), transposed(128);
+  LaunchOptions options = {
+      {Of("plain", plain, Access::kReadWrite), Of("transposed", transposed, Access::kReadWrite)}};
+  EXPECT_EQ(
+      Launch(OneWarp(), options, [&] { LoadFragments<Transpose::kNo>(plain.data(), 0); }).Errors(),
+      "");
+  EXPECT_EQ(
+      Launch(OneWarp(), options, [&] { LoadFragments<Transpose::kYes>(transposed.data(), 0); })
+          .Errors(),
+      "");
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int j = 0; j < 4; ++j) {
+      const auto at = [&](int row, int column) {
+        return static_cast<uint32_t>(j * 64 + row * 8 + column);
+      };
+      EXPECT_EQ(plain[lane * 4 + j], at(g, 2 * t) | at(g, 2 * t + 1) << 16);
+      EXPECT_EQ(transposed[lane * 4 + j], at(2 * t, g) | at(2 * t + 1, g) << 16);
+    }
+  }
+  const std::string errors =
+      Launch(OneWarp(), options, [&] { LoadFragments<Transpose::kNo>(plain.data(), 1); }).Errors();
+  EXPECT_NE(errors.find("outside shared memory"), std::string::npos) << errors;
+}
+
+}  // namespace
+}  // namespace semkv::simt
