@@ -21,7 +21,7 @@ void NoteAccess(const void* address, size_t bytes, AccessKind kind) {
 template <typename T>
 T Operand(int lane) {
   T operand;
-  std::memcpy(&operand, Running()->thread().operands[lane].data(), sizeof(T));
+  std::memcpy(&operand, Running()->thread().operands->of_lane[lane].data(), sizeof(T));
   return operand;
 }
 
@@ -88,10 +88,10 @@ void Shuffle(ShuffleKind kind, uint32_t mask, const void* value, size_t bytes, i
     Running()->Fail(std::string(Name(kind)) + " from lane " + std::to_string(source) +
                     ", which its mask does not name");
   }
-  if (self.operands[source].size() != bytes) {
+  if (self.operands->of_lane[source].size() != bytes) {
     Running()->Fail(std::string(Name(kind)) + " of different types in one warp");
   }
-  std::memcpy(result, self.operands[source].data(), bytes);
+  std::memcpy(result, self.operands->of_lane[source].data(), bytes);
 }
 
 void* StaticShared(const void* key, size_t bytes, size_t alignment) {

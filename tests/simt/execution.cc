@@ -232,15 +232,17 @@ void Execution::CompleteWarpCall(const Thread& caller) {
     for (int l = 0; l < kWarpSize; ++l) joined[l] = std::max(joined[l], clock.lane_clock[l]);
   }
   const bool orders_memory = caller.call.operand == nullptr;
+  auto operands = std::make_shared<Operands>();
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    const WarpCall& call = threads_[warp + lane].call;
+    const std::byte* operand = static_cast<const std::byte*>(call.operand);
+    operands->of_lane[lane].assign(operand, operand + call.bytes);
+  }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if ((mask >> lane & 1) == 0) continue;
     Thread& thread = threads_[warp + lane];
-    for (int from = 0; from < kWarpSize; ++from) {
-      if ((mask >> from & 1) == 0) continue;
-      const WarpCall& call = threads_[warp + from].call;
-      const std::byte* operand = static_cast<const std::byte*>(call.operand);
-      thread.operands[from].assign(operand, operand + call.bytes);
-    }
+    thread.operands = operands;
     if (orders_memory) {
       std::copy(joined, joined + kWarpSize, thread.clock.lane_clock);
       ++thread.clock.lane_clock[lane];

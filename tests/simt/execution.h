@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -36,6 +37,11 @@ struct WarpCall {
   size_t bytes = 0;
 };
 
+// What every lane gave to a completed call, by lane of its mask.
+struct Operands {
+  std::vector<std::byte> of_lane[kWarpSize];
+};
+
 struct Thread {
   int lane() const { return static_cast<int>(clock.thread % kWarpSize); }
 
@@ -45,7 +51,7 @@ struct Thread {
   ThreadClock clock;
   Place place = {"", 0};
   WarpCall call;
-  std::vector<std::byte> operands[kWarpSize];  // of the call just completed, by lane of its mask
+  std::shared_ptr<const Operands> operands;  // of the call just completed
   std::vector<PendingCopy> copies;
   int copy_group = 0;  // of copies not committed yet
 };

@@ -43,7 +43,7 @@ void Mma16816(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16, Pla
   const Thread& self = Running()->thread();
   MmaOperand lanes[kWarpSize];
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    std::memcpy(&lanes[lane], self.operands[lane].data(), sizeof(MmaOperand));
+    std::memcpy(&lanes[lane], self.operands->of_lane[lane].data(), sizeof(MmaOperand));
   }
   for (int i = 0; i < 4; ++i) {
     const int row = self.lane() / 4 + i / 2 * 8;
@@ -74,7 +74,8 @@ void LoadMatrices(uint32_t* r, const void* row, bool transpose, Place place) {
   const int t = self.lane() % 4;
   const auto element = [&](int matrix, int matrix_row, int column) {
     uint16_t bits;
-    std::memcpy(&bits, self.operands[8 * matrix + matrix_row].data() + 2 * column, sizeof(bits));
+    std::memcpy(&bits, self.operands->of_lane[8 * matrix + matrix_row].data() + 2 * column,
+                sizeof(bits));
     return uint32_t{bits};
   };
   for (int j = 0; j < 4; ++j) {
