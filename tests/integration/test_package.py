@@ -79,3 +79,17 @@ def test_examples_of_the_docs_run(page):
     assert blocks
     for block in blocks:
         output_of(block)
+
+
+def test_packed_fields_are_the_structs():
+    from semkv._abi import new, packer
+    args = new("semkv_attend_args")
+    names = ("q", "out", "lse", "q_token", "q_head", "out_token", "out_head", "scale", "logit_cap")
+    values = (1 << 40, 3, 0, -5, 6, 1 << 33, 8, 0.5, 30.0)
+    packer(args, *names)(*values)
+    found = [getattr(args, name) for name in names]
+    assert [int(_abi.ffi.cast("intptr_t", x)) for x in found[:3]] == list(values[:3])
+    assert tuple(found[3:]) == values[3:]
+    assert args.struct_size == _abi.ffi.sizeof("semkv_attend_args") and args.flags == 0
+    with pytest.raises(TypeError, match=r"q, lse are at \[0, 16\], must be at \[0, 8\]"):
+        packer(args, "q", "lse")
