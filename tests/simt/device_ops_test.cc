@@ -92,8 +92,8 @@ TEST(MmaTest, OfInt8EqualsThePlainProduct) {
   }
   const LaunchOptions options = {
       {Of("a", a, Access::kRead), Of("b", b, Access::kRead), Of("d", d, Access::kReadWrite)}};
-  EXPECT_EQ(
-      Launch(OneWarp(), options, [&] { ProductInt8(a.data(), b.data(), d.data()); }).Errors(), "");
+  EXPECT_EQ(Launch(OneWarp(), options, [&] { ProductInt8(a.data(), b.data(), d.data()); }).Errors(),
+            "");
   EXPECT_EQ(d, expected);
 }
 

@@ -221,8 +221,8 @@ __device__ inline float KeyOf(const float* scores, int64_t stride, int32_t heads
   return dead ? -1.0f : key;
 }
 
-// grid = (key_ctas, tasks); the CTAs of a task divide its tiles evenly. Each merges Z for itself. One
-// CTA of an SM is enough; for more the compiler would spill.
+// grid = (key_ctas, tasks); the CTAs of a task divide its tiles evenly. Each merges Z for itself.
+// One CTA of an SM is enough; for more the compiler would spill.
 __global__ void __launch_bounds__(kScoreKeyThreads, 1)
     ScoreKeysKernel(const __grid_constant__ ScoreListsKernelParams p) {
   KeyShared& shared = SharedMemory<KeyShared>();
