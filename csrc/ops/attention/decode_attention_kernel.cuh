@@ -120,11 +120,18 @@ __device__ inline void CopyWarpTile(const DecodeAttentionParams& p, const Decode
   }
 }
 
-// In units of log 2.
-__device__ inline float Score(const DecodeAttentionParams& p, float product) {
-  const float score = product * p.scale;
-  if (p.logit_cap == 0.0f) return score * kLog2E;
-  return p.logit_cap * tanhf(score / p.logit_cap) * kLog2E;
+// Products with the queries become scores, in units of log 2.
+__device__ inline void ScaleScores(const DecodeAttentionParams& p, float (&scores)[2][4]) {
+  const float scale = p.scale * kLog2E;
+  if (p.logit_cap == 0.0f) {
+    for (int32_t i = 0; i < 8; ++i) scores[i / 4][i % 4] *= scale;
+    return;
+  }
+  const float cap = p.logit_cap * kLog2E;
+  const float inner = p.scale / p.logit_cap;
+  for (int32_t i = 0; i < 8; ++i) {
+    scores[i / 4][i % 4] = cap * tanhf(scores[i / 4][i % 4] * inner);
+  }
 }
 
 // Per warp: scores of the tile's tokens, as fragments of D for tokens 0-7 and 8-15; the lowest
@@ -144,10 +151,10 @@ __device__ inline void ScoreWarpTile(const DecodeAttentionParams& p, int32_t num
     MmaM16N8K16<kDType>(scores[0], q, low);
     MmaM16N8K16<kDType>(scores[1], q, high);
   }
+  ScaleScores(p, scores);
   for (int32_t i = 0; i < 8; ++i) {
     const int32_t token = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    float& score = scores[i / 4][i % 4];
-    score = token < num_tokens ? Score(p, score) : LowestScore();
+    if (token >= num_tokens) scores[i / 4][i % 4] = LowestScore();
   }
 }
 
