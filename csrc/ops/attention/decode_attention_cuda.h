@@ -12,6 +12,9 @@
 
 namespace semkv {
 
+// As decode_attention.h says, but that weights are rounded to the pools' dtype: a token whose
+// weight becomes 0 and whose value is infinite or NaN makes that channel NaN.
+//
 // Enqueues the work on `stream` and returns without waiting; may be captured in a graph. All
 // pointers of `params` are device pointers. `workspace` is 64-byte aligned device memory of
 // DecodeAttentionCudaWorkspaceBytes, whose first DecodeCounterBytes were zero before its first use

@@ -41,9 +41,13 @@ struct DecodeTask {
 
 __device__ inline float LowestScore() { return FloatFromBits(0xff800000u); }
 
-__device__ inline int32_t SlotCount(const SlotLists& lists, int64_t row_selection) {
+// The slots of (row, selection) in one pool; their number is returned, and 0 for an unused pool.
+__device__ inline int32_t FindSlots(const SlotLists& lists, int32_t num_selections, int32_t row,
+                                    int32_t selection, const int32_t** slots) {
+  *slots = nullptr;
   if (lists.slots == nullptr) return 0;
-  const int32_t count = lists.counts[row_selection];
+  *slots = lists.slots + row * lists.row_stride + selection * lists.selection_stride;
+  const int32_t count = lists.counts[int64_t{row} * num_selections + selection];
   return count < 0 ? 0 : count;
 }
 
@@ -56,13 +60,8 @@ __device__ inline int32_t FindRowTokens(const DecodeAttentionParams& p, DecodeTa
     return p.row_tokens[task.row];
   }
   const int32_t s = task.group.selection;
-  const int64_t row_selection = int64_t{task.row} * p.num_selections + s;
-  task.num_list = SlotCount(p.list_slots, row_selection);
-  task.list_slots =
-      p.list_slots.slots + task.row * p.list_slots.row_stride + s * p.list_slots.selection_stride;
-  task.slots = p.position_slots.slots + task.row * p.position_slots.row_stride +
-               s * p.position_slots.selection_stride;
-  return task.num_list + SlotCount(p.position_slots, row_selection);
+  task.num_list = FindSlots(p.list_slots, p.num_selections, task.row, s, &task.list_slots);
+  return task.num_list + FindSlots(p.position_slots, p.num_selections, task.row, s, &task.slots);
 }
 
 // False when there is nothing to do for this CTA: grid = (splits, head groups, rows) is for the
