@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "csrc/ops/cuda/element.cuh"
 #include "semkv/types.h"
 
 namespace semkv {
@@ -28,6 +29,12 @@ __device__ inline void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const 
 template <Transpose kTranspose>
 __device__ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
   simt::LoadMatrices(r, row, kTranspose == Transpose::kYes);
+}
+
+template <DType kDType>
+__device__ inline uint32_t PackPair(float low, float high) {
+  return ElementFromFloat<kDType>(low) | static_cast<uint32_t>(ElementFromFloat<kDType>(high))
+                                             << 16;
 }
 
 #else
@@ -69,6 +76,19 @@ __device__ __forceinline__ void LoadMatrixX4(uint32_t (&r)[4], const void* row) 
                  : "r"(from)
                  : "memory");
   }
+}
+
+// Two numbers as a register of a fragment, rounded to nearest even.
+template <DType kDType>
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
+  static_assert(kDType != DType::kFloat32);
+  uint32_t pair;
+  if constexpr (kDType == DType::kBFloat16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
 }
 
 #endif

@@ -21,6 +21,8 @@ __device__ inline Vec16 LoadStreaming(const void* p) {
   return {{x[0], x[1], x[2], x[3]}};
 }
 
+__device__ inline Vec16 Load(const void* p) { return LoadStreaming(p); }
+
 __device__ inline void Store(void* p, const Vec16& x) {
   *static_cast<Vec16Access*>(p) = Vec16Access{x.words[0], x.words[1], x.words[2], x.words[3]};
 }
@@ -35,6 +37,12 @@ __device__ __forceinline__ Vec16 LoadStreaming(const void* p) {
                : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3])
                : "l"(p));
   return x;
+}
+
+// p: 16-byte aligned. Of memory that the kernel writes.
+__device__ __forceinline__ Vec16 Load(const void* p) {
+  const uint4 x = *static_cast<const uint4*>(p);
+  return {{x.x, x.y, x.z, x.w}};
 }
 
 // p: 16-byte aligned.
