@@ -106,7 +106,7 @@ std::byte* DynamicShared() {
   return Running()->memory().dynamic_shared();
 }
 
-void BeginCopy(void* shared, const void* global, size_t bytes, Place place) {
+void BeginCopy(void* shared, const void* global, size_t bytes, size_t source_bytes, Place place) {
   const InHarness harness;
   Thread& self = Running()->thread();
   self.place = place;
@@ -117,10 +117,10 @@ void BeginCopy(void* shared, const void* global, size_t bytes, Place place) {
   if (!Running()->memory().IsShared(shared, static_cast<int64_t>(bytes))) {
     Running()->Fail("cp.async to an address outside shared memory");
   }
-  NoteAccess(global, bytes, AccessKind::kRead);
+  if (source_bytes > 0) NoteAccess(global, source_bytes, AccessKind::kRead);
   NoteAccess(shared, bytes, AccessKind::kWrite);
   std::memset(shared, kPoison, bytes);
-  self.copies.push_back({shared, global, bytes, self.copy_group});
+  self.copies.push_back({shared, global, bytes, source_bytes, self.copy_group});
 }
 
 void CommitCopies() {
@@ -136,7 +136,8 @@ void WaitForCopies(int groups) {
                                          [&](const PendingCopy& c) { return c.group < arrived; });
   for (auto copy = self.copies.begin(); copy != end; ++copy) {
     NoteAccess(copy->shared, copy->bytes, AccessKind::kWrite);
-    std::memcpy(copy->shared, copy->global, copy->bytes);
+    std::memset(copy->shared, 0, copy->bytes);
+    std::memcpy(copy->shared, copy->global, copy->source_bytes);
   }
   self.copies.erase(self.copies.begin(), end);
 }

@@ -38,8 +38,10 @@ void LoadMatrices(uint32_t* r, const void* row, bool transpose, Place place = Pl
 void* StaticShared(const void* key, size_t bytes, size_t alignment);
 std::byte* DynamicShared();
 
-// cp.async. Until the wait the bytes of `shared` are poison.
-void BeginCopy(void* shared, const void* global, size_t bytes, Place place = Place::Here());
+// cp.async. Until the wait the bytes of `shared` are poison; behind the first `source_bytes`, which
+// alone are read, zeros arrive.
+void BeginCopy(void* shared, const void* global, size_t bytes, size_t source_bytes,
+               Place place = Place::Here());
 void CommitCopies();
 void WaitForCopies(int groups);
 

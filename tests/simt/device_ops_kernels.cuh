@@ -111,6 +111,17 @@ __global__ void StageTwoGroups(const float* from, float* to) {
   to[1] = staged.x[1][0];
 }
 
+// Odd threads copy nothing, from an address that may not be read.
+__global__ void StageOrZero(const float* from, float* to) {
+  Staged& staged = SharedMemory<Staged>();
+  const bool is_copy = threadIdx.x % 2 == 0;
+  const float* source = is_copy ? from + 4 * threadIdx.x : from + (1 << 20);
+  CopyAsync16OrZero(staged.x[threadIdx.x], source, is_copy);
+  CopyAsyncCommit();
+  CopyAsyncWait<0>();
+  for (int i = 0; i < 4; ++i) to[4 * threadIdx.x + i] = staged.x[threadIdx.x][i];
+}
+
 }  // namespace semkv
 
 #endif  // SEMKV_TESTS_SIMT_DEVICE_OPS_KERNELS_CUH_

@@ -123,5 +123,25 @@ TEST(LoadMatrixTest, LanesGetTheirPairsOfEveryMatrix) {
   EXPECT_NE(errors.find("outside shared memory"), std::string::npos) << errors;
 }
 
+TEST(CopyAsyncTest, ACopyOfNothingGivesZerosAndReadsNothing) {
+  std::vector<float> from(32 * 4), to(32 * 4, -1.0f);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i + 1);
+  const LaunchOptions options = {
+      {Of("from", from, Access::kRead), Of("to", to, Access::kReadWrite)}};
+  const LaunchReport report =
+      Launch(OneWarp(), options, [&] { StageOrZero(from.data(), to.data()); });
+  EXPECT_EQ(report.Errors(), "");
+  if (kMemoryHooks) {
+    EXPECT_EQ(report.traffic.at("from").read_bytes, 16 * 16);
+  }
+  for (size_t i = 0; i < to.size(); ++i) EXPECT_EQ(to[i], i / 4 % 2 == 0 ? from[i] : 0.0f) << i;
+}
+
+TEST(PackPairTest, RoundsToNearestEvenWithTheFirstNumberInTheLowHalf) {
+  EXPECT_EQ(PackPair<DType::kFloat16>(1.0f, -2.0f), 0xc0003c00u);
+  EXPECT_EQ(PackPair<DType::kBFloat16>(1.0f, -2.0f), 0xc0003f80u);
+  EXPECT_EQ(PackPair<DType::kBFloat16>(1.0f + 0x1p-8f, 1.0f + 0x3p-8f), 0x3f823f80u);
+}
+
 }  // namespace
 }  // namespace semkv::simt

@@ -26,6 +26,7 @@ struct PendingCopy {
   void* shared;
   const void* global;
   size_t bytes;
+  size_t source_bytes;
   int group;
 };
 

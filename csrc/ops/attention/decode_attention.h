@@ -9,9 +9,10 @@
 // position slots (the engine's pages) and list slots (the hot tier's list pages). The operation
 // never knows what a sentence is.
 //
-// Rows are split into pieces of kDecodeSplitTokens tokens, a constant, and pieces are merged in
-// order (of a sparse row: list slots, then position slots): the result does not depend on the
-// number of threads. The two pools may differ in dtype.
+// Rows are split into pieces of kDecodeSplitTokens tokens, a constant (on a GPU into parts of equal
+// tiles, decode_attention_plan.h), and pieces are merged in order (of a sparse row: list slots,
+// then position slots): the result does not depend on the number of threads. The two pools may
+// differ in dtype (on a GPU they may not).
 //
 // NaN and infinities as in IEEE arithmetic: a NaN in a key, or a score of +inf, makes the output
 // and lse of exactly the query heads that read it NaN; a score of -inf weighs 0. A row without

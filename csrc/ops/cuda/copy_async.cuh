@@ -11,7 +11,11 @@ namespace semkv {
 #ifdef SEMKV_SIMT
 
 __device__ inline void CopyAsync16(void* shared, const void* global) {
-  simt::BeginCopy(shared, global, 16);
+  simt::BeginCopy(shared, global, 16, 16);
+}
+
+__device__ inline void CopyAsync16OrZero(void* shared, const void* global, bool is_copy) {
+  simt::BeginCopy(shared, global, 16, is_copy ? 16 : 0);
 }
 
 __device__ inline void CopyAsyncCommit() { simt::CommitCopies(); }
@@ -27,6 +31,14 @@ __device__ inline void CopyAsyncWait() {
 __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+// Without is_copy zeros arrive and nothing is read; `global` must be a global address all the same.
+__device__ __forceinline__ void CopyAsync16OrZero(void* shared, const void* global, bool is_copy) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t bytes = is_copy ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+               : "memory");
 }
 
 // The thread's copies since the last commit become a group.

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "csrc/ops/cuda/element.cuh"
 #include "semkv/types.h"
 
 namespace semkv {
@@ -38,6 +39,12 @@ __device__ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
 __device__ inline void MmaM16N8K32Int8(int32_t (&d)[4], const uint32_t (&a)[4],
                                        const uint32_t (&b)[2]) {
   simt::Mma16832Int8(d, a, b);
+}
+
+template <DType kDType>
+__device__ inline uint32_t PackPair(float low, float high) {
+  return ElementFromFloat<kDType>(low) | static_cast<uint32_t>(ElementFromFloat<kDType>(high))
+                                             << 16;
 }
 
 #else
@@ -89,6 +96,19 @@ __device__ __forceinline__ void LoadMatrixX4(uint32_t (&r)[4], const void* row) 
                  : "r"(from)
                  : "memory");
   }
+}
+
+// Two numbers as a register of a fragment, rounded to nearest even.
+template <DType kDType>
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
+  static_assert(kDType != DType::kFloat32);
+  uint32_t pair;
+  if constexpr (kDType == DType::kBFloat16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
 }
 
 #endif

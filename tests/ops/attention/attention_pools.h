@@ -56,6 +56,7 @@ class TestPool {
   }
 
   const KvView& view() const { return view_; }
+  const std::vector<uint8_t>& storage() const { return storage_; }
 
   void Write(int32_t slot, int32_t head, const float* k, const float* v) {
     for (int32_t c = 0; c < head_dim_; ++c) {

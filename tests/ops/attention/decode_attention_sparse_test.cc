@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <random>
 #include <vector>
 
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/attention/decode_problem.h"
+#include "tests/ops/attention/decode_cases.h"
 #include "tests/testing/count_allocations.h"
 
 namespace semkv {
@@ -21,26 +20,15 @@ using testing::AttentionResult;
 using testing::AttentionShape;
 using testing::DecodeProblem;
 using testing::ForEachTarget;
+using testing::kInfinity;
 using testing::PoolLayout;
 using testing::RandomQueries;
 using testing::RandomTokens;
 using testing::ResultsNear;
+using testing::Slice;
+using testing::SlotList;
 using testing::TokenRows;
-using SlotList = std::vector<int32_t>;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// Writes token t of `tokens` to slot slots[t] of both pools.
-void WriteBoth(DecodeProblem& problem, const TokenRows& tokens, const SlotList& slots) {
-  for (size_t t = 0; t < slots.size(); ++t) {
-    problem.WriteToken(problem.position_pool(), slots[t], tokens, t);
-    problem.WriteToken(problem.list_pool(), slots[t], tokens, t);
-  }
-}
-
-SlotList Slice(const SlotList& slots, size_t begin, size_t end) {
-  return SlotList(slots.begin() + begin, slots.begin() + end);
-}
+using testing::WriteBoth;
 
 // A sparse row that lists every token is the dense row.
 TEST(DecodeAttentionSparseTest, ListingEveryTokenEqualsTheDenseRow) {
@@ -92,20 +80,10 @@ TEST(DecodeAttentionSparseTest, PoolsMayDifferInDtypeAndStrides) {
 TEST(DecodeAttentionSparseTest, EveryQueryHeadMayHaveItsOwnSelection) {
   std::mt19937_64 rng(testing::TestSeed(13));
   ThreadPool pool(3);
-  const AttentionShape shape{8, 2, 128, 400, DType::kBFloat16};
-  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.MakePools(PoolLayout::kRowPairs, shape.dtype, shape.dtype, 400, 16);
-  const SlotList slots = testing::Permutation(rng, 400);
-  WriteBoth(problem, RandomTokens(rng, shape), slots);
-  std::vector<SlotList> position, list;
-  for (int32_t h = 0; h < 8; ++h) {
-    position.push_back(Slice(slots, h, h + 20));
-    list.push_back(Slice(slots, 40 * h, 40 * h + 37 + h));
-  }
-  problem.SetSlots(8, position, list);
+  DecodeProblem problem = testing::SelectionPerHeadProblem(rng, DType::kBFloat16);
   const AttentionResult expected = problem.RunReference();
   ForEachTarget(
-      [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 400), expected, shape.dtype)); });
+      [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 400), expected, DType::kBFloat16)); });
 }
 
 TEST(DecodeAttentionSparseTest, EmptyRowsGiveZeroAndMinusInfinity) {
@@ -154,42 +132,19 @@ TEST(DecodeAttentionSparseTest, MergingTheRestEqualsReadingIt) {
   }
 }
 
-// Rows of every kind and length in one call, as the batch of an engine is.
 TEST(DecodeAttentionSparseTest, RandomBatchesOfDenseAndSparseRowsFollowTheReference) {
   const uint64_t seed = testing::TestSeed(16);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
-  const auto uniform = [&](int32_t low, int32_t high) {
-    return std::uniform_int_distribution<int32_t>(low, high)(rng);
-  };
   for (int round = 0; round < 12 * testing::SoakFactor(); ++round) {
     SCOPED_TRACE(round);
-    constexpr int32_t kGroups[] = {1, 2, 3, 4, 7, 8, 16, 20};
-    AttentionShape shape;
-    shape.num_kv_heads = uniform(1, 4);
-    shape.num_heads = shape.num_kv_heads * kGroups[uniform(0, 7)];
-    shape.head_dim = testing::kAttentionHeadDims[uniform(0, 4)];
-    shape.dtype = testing::kAttentionDTypes[uniform(0, 2)];
-    const int32_t num_rows = uniform(1, 5);
-    DecodeProblem problem(shape, num_rows, RandomQueries(rng, shape, num_rows));
-    std::vector<TokenRows> rows;
-    for (int32_t r = 0; r < num_rows; ++r) {
-      shape.num_tokens = round % 4 == 0 ? uniform(1, 5000) : uniform(0, 300);
-      rows.push_back(RandomTokens(rng, shape));
-    }
-    problem.SetDense(rng, rows, testing::kPoolLayouts[uniform(0, 2)], 1 << uniform(0, 7));
-    const int32_t num_selections = round % 3 == 0 ? shape.num_heads : shape.num_kv_heads;
-    // Sparse rows select among the slots of row 0.
-    std::vector<SlotList> position;
-    for (int32_t i = 0; i < num_rows * num_selections; ++i) {
-      position.push_back(problem.DenseSlots(0, uniform(0, 2500)));
-    }
-    problem.SetSlots(num_selections, position, {});
-    for (int32_t r = 0; r < num_rows; r += 2) problem.MakeSparse(r);
+    DecodeProblem problem =
+        testing::RandomBatch(rng, {round % 4 == 0 ? 5000 : 300, 2500}, round % 3 == 0);
     const AttentionResult expected = problem.RunReference();
-    ThreadPool pool(uniform(1, 3));
-    ForEachTarget(
-        [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 5000), expected, shape.dtype)); });
+    ThreadPool pool(1 + round % 3);
+    ForEachTarget([&] {
+      EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 5000), expected, problem.params.q_dtype));
+    });
   }
 }
 

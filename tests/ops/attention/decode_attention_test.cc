@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/attention/decode_problem.h"
+#include "tests/ops/attention/decode_cases.h"
 
 namespace semkv {
 namespace {
@@ -18,21 +18,14 @@ namespace {
 using testing::AttentionResult;
 using testing::AttentionShape;
 using testing::DecodeProblem;
+using testing::DenseProblem;
 using testing::ForEachTarget;
+using testing::kInfinity;
 using testing::PoolLayout;
 using testing::RandomQueries;
 using testing::RandomTokens;
 using testing::ResultsNear;
 using testing::TokenRows;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-DecodeProblem DenseProblem(std::mt19937_64& rng, const AttentionShape& shape,
-                           PoolLayout layout = PoolLayout::kRowPairs, int32_t page_tokens = 16) {
-  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.SetDense(rng, {RandomTokens(rng, shape)}, layout, page_tokens);
-  return problem;
-}
 
 class DecodeAttentionShapeTest : public ::testing::TestWithParam<DType> {};
 
@@ -160,10 +153,7 @@ TEST(DecodeAttentionTest, SoftCapFollowsTheReference) {
   ThreadPool pool(2);
   for (DType dtype : testing::kAttentionDTypes) {
     for (float cap : {0.5f, 30.0f, 50.0f}) {
-      const AttentionShape shape{8, 2, 256, 300, dtype};
-      DecodeProblem problem = DenseProblem(rng, shape);
-      problem.params.logit_cap = cap;
-      problem.params.scale = 2.0f;  // far beyond the cap
+      DecodeProblem problem = testing::SoftCapProblem(rng, dtype, cap);
       const AttentionResult expected = problem.RunReference();
       ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
     }
@@ -200,16 +190,10 @@ TEST(DecodeAttentionTest, QueriesAndOutputsMayBeStrided) {
 // ------------------------------ NaN and infinity
 
 TEST(DecodeAttentionTest, NanInAKeyReachesOnlyTheHeadsThatReadIt) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
   ThreadPool pool(1);
   for (DType dtype : testing::kAttentionDTypes) {
     for (int32_t bad : {0, 3, 69}) {
-      std::mt19937_64 rng(7);
-      const AttentionShape shape{8, 2, 64, 70, dtype};
-      TokenRows tokens = RandomTokens(rng, shape);
-      tokens.k[(bad * 2 + 1) * 64 + 5] = nan;  // KV head 1
-      DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-      problem.SetDense(rng, {tokens}, PoolLayout::kRowPairs, 16);
+      DecodeProblem problem = testing::NanKeyProblem(dtype, bad);
       const AttentionResult expected = problem.RunReference();
       ForEachTarget([&] {
         const AttentionResult result = problem.RunHost(pool, 70);
@@ -227,14 +211,7 @@ TEST(DecodeAttentionTest, ScoresOfMinusInfinityWeighNothing) {
   ThreadPool pool(1);
   for (DType dtype : testing::kAttentionDTypes) {
     for (int32_t masked : {1, 64, 200, 300}) {
-      std::mt19937_64 rng(8);
-      const AttentionShape shape{4, 1, 64, 300, dtype};
-      TokenRows tokens = RandomTokens(rng, shape);
-      std::vector<float> q = RandomQueries(rng, shape, 1);
-      for (int32_t h = 0; h < 4; ++h) q[h * 64] = 1.0f;
-      for (int32_t t = 0; t < masked; ++t) tokens.k[t * 64] = -kInfinity;
-      DecodeProblem problem(shape, 1, q);
-      problem.SetDense(rng, {tokens}, PoolLayout::kRowPairs, 16);
+      DecodeProblem problem = testing::MinusInfinityProblem(dtype, masked);
       const AttentionResult expected = problem.RunReference();
       EXPECT_EQ(std::isfinite(expected.lse[0]), masked < 300);
       ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
@@ -263,31 +240,16 @@ TEST(DecodeAttentionTest, WideScoresMakeNoSubnormalNumbers) {
 TEST(DecodeAttentionTest, InfiniteValuesStayInTheirChannel) {
   ThreadPool pool(1);
   for (DType dtype : testing::kAttentionDTypes) {
-    std::mt19937_64 rng(9);
-    const AttentionShape shape{4, 1, 80, 67, dtype};
-    TokenRows tokens = RandomTokens(rng, shape);
-    tokens.v[66 * 80 + 79] = kInfinity;
-    tokens.v[5 * 80 + 2] = -kInfinity;
-    DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-    problem.SetDense(rng, {tokens}, PoolLayout::kHeadMajor, 16);
+    DecodeProblem problem = testing::InfiniteValuesProblem(dtype, PoolLayout::kHeadMajor);
     const AttentionResult expected = problem.RunReference();
     EXPECT_EQ(expected.out[79], kInfinity);
     ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 67), expected, dtype)); });
   }
 }
 
-// Numbers at the edges of float16: subnormals and the greatest.
 TEST(DecodeAttentionTest, SubnormalAndLargeStoredNumbersAreExact) {
   ThreadPool pool(1);
-  std::mt19937_64 rng(10);
-  const AttentionShape shape{1, 1, 64, 1, DType::kFloat16};
-  TokenRows tokens = RandomTokens(rng, shape);
-  for (int32_t c = 0; c < 64; ++c) {
-    tokens.v[c] = std::ldexp(c % 2 == 0 ? 1.0f : -1.0f, c % 32 - 24) * (c < 32 ? 1.0f : 1.5f);
-  }
-  tokens.v[63] = 65504.0f;
-  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.SetDense(rng, {tokens}, PoolLayout::kRowPairs, 16);
+  DecodeProblem problem = testing::EdgesOfFloat16Problem();
   const AttentionResult expected = problem.RunReference();
   ForEachTarget([&] { EXPECT_EQ(problem.RunHost(pool, 1).out, expected.out); });
 }

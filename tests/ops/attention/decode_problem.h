@@ -42,6 +42,14 @@ inline std::vector<int32_t> Permutation(std::mt19937_64& rng, int32_t n) {
   return x;
 }
 
+// One of the blocks of memory that a call reads or writes.
+struct Memory {
+  const char* name;
+  const void* data;
+  int64_t bytes;
+  bool is_output;
+};
+
 class DecodeProblem {
  public:
   DecodeProblem(const AttentionShape& shape, int32_t num_rows, std::vector<float> q)
@@ -138,9 +146,40 @@ class DecodeProblem {
   }
 
   AttentionResult RunReference() {
+    return Run([&] { DecodeAttentionReference(params); });
+  }
+
+  // What run() makes of poisoned outputs.
+  template <typename F>
+  AttentionResult Run(const F& run) {
     Poison();
-    DecodeAttentionReference(params);
+    run();
     return Result();
+  }
+
+  // Everything but the rest, which the caller owns. The outputs end before their guards.
+  std::vector<Memory> AllMemory() const {
+    std::vector<Memory> memory;
+    const auto add = [&](const char* name, const auto& data, size_t bytes, bool is_output) {
+      if (bytes > 0) memory.push_back({name, data, static_cast<int64_t>(bytes), is_output});
+    };
+    add("q", q_.data(), q_.size(), false);
+    add("out", out_->data(), out_->size(), true);
+    add("lse", lse_->data(), lse_->size(), true);
+    for (const auto& [name, pool] :
+         {std::pair{"position", position_pool_.get()}, std::pair{"list", list_pool_.get()}}) {
+      if (pool != nullptr) add(name, pool->storage().data(), pool->storage().size(), false);
+    }
+    const auto add_ids = [&](const char* name, const std::vector<int32_t>& ids) {
+      add(name, ids.data(), ids.size() * sizeof(int32_t), false);
+    };
+    add_ids("block table", block_table_);
+    add_ids("row tokens", row_tokens_);
+    add_ids("position slots", position_slots_);
+    add_ids("position counts", position_counts_);
+    add_ids("list slots", list_slots_);
+    add_ids("list counts", list_counts_);
+    return memory;
   }
 
   DecodeAttentionParams params;
