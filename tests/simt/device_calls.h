@@ -31,6 +31,7 @@ void Shuffle(ShuffleKind kind, uint32_t mask, const void* value, size_t bytes, i
              int width, void* result, Place place);
 void Mma16816(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16,
               Place place = Place::Here());
+void Mma16832Int8(int32_t* d, const uint32_t* a, const uint32_t* b, Place place = Place::Here());
 void LoadMatrices(uint32_t* r, const void* row, bool transpose, Place place = Place::Here());
 
 // Shared memory of the running CTA. `key` says which of the kernel's objects is meant.

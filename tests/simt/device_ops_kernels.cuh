@@ -48,6 +48,25 @@ __global__ void Product(const uint16_t* a, const uint16_t* b, const float* c, fl
   for (int i = 0; i < 4; ++i) d[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
+__global__ void ProductInt8(const int8_t* a, const int8_t* b, int32_t* d) {
+  const int g = static_cast<int>(threadIdx.x) / 4;
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  uint32_t a_fragment[4] = {}, b_fragment[2] = {};
+  for (int i = 0; i < 16; ++i) {
+    const int row = i / 4 % 2 == 0 ? g : g + 8;
+    const int column = 4 * t + i % 4 + (i >= 8 ? 16 : 0);
+    a_fragment[i / 4] |= uint32_t{static_cast<uint8_t>(a[row * 32 + column])} << (8 * (i % 4));
+  }
+  for (int i = 0; i < 8; ++i) {
+    const int row = 4 * t + i % 4 + (i >= 4 ? 16 : 0);
+    b_fragment[i / 4] |= uint32_t{static_cast<uint8_t>(b[row * 8 + g])} << (8 * (i % 4));
+  }
+  int32_t sum[4];
+  for (int i = 0; i < 4; ++i) sum[i] = d[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2];
+  MmaM16N8K32Int8(sum, a_fragment, b_fragment);
+  for (int i = 0; i < 4; ++i) d[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
 struct alignas(16) Matrices {
   uint16_t x[4][8][8];
 };

@@ -77,6 +77,26 @@ TEST(MmaTest, EqualsThePlainProductWithThePtxFragments) {
   ExpectProduct<DType::kBFloat16>();
 }
 
+TEST(MmaTest, OfInt8EqualsThePlainProduct) {
+  std::mt19937_64 rng(6);
+  std::vector<int8_t> a(16 * 32), b(32 * 8);
+  for (auto* matrix : {&a, &b}) {
+    for (int8_t& x : *matrix) x = static_cast<int8_t>(rng());
+  }
+  std::vector<int32_t> d(16 * 8), expected(16 * 8);
+  for (int i = 0; i < 16 * 8; ++i) d[i] = expected[i] = 1000 * i - 70000;
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      for (int k = 0; k < 32; ++k) expected[i * 8 + j] += a[i * 32 + k] * b[k * 8 + j];
+    }
+  }
+  const LaunchOptions options = {
+      {Of("a", a, Access::kRead), Of("b", b, Access::kRead), Of("d", d, Access::kReadWrite)}};
+  EXPECT_EQ(Launch(OneWarp(), options, [&] { ProductInt8(a.data(), b.data(), d.data()); }).Errors(),
+            "");
+  EXPECT_EQ(d, expected);
+}
+
 TEST(LoadMatrixTest, LanesGetTheirPairsOfEveryMatrix) {
   std::vector<uint32_t> plain(128), transposed(128);
   LaunchOptions options = {

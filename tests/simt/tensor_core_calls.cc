@@ -1,4 +1,4 @@
-// mma.m16n8k16 and ldmatrix by their definitions in the PTX manual, element by element.
+// mma and ldmatrix by their definitions in the PTX manual, element by element.
 
 #include <cstring>
 
@@ -32,19 +32,49 @@ float ElementOfB(const MmaOperand* lanes, int k, int column, bool bfloat16) {
   return Half(lanes[lane].b[k / 8], k % 2, bfloat16);
 }
 
-}  // namespace
+int32_t Byte(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
 
-void Mma16816(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16, Place place) {
-  const InHarness harness;
+int32_t Int8OfA(const MmaOperand* lanes, int row, int k) {
+  const int lane = row % 8 * 4 + k % 16 / 4;
+  return Byte(lanes[lane].a[row / 8 + 2 * (k / 16)], k % 4);
+}
+
+int32_t Int8OfB(const MmaOperand* lanes, int k, int column) {
+  return Byte(lanes[column * 4 + k % 16 / 4].b[k / 16], k % 4);
+}
+
+// What every lane of the warp gave to its `name`.
+void JoinMma(const char* name, const uint32_t* a, const uint32_t* b, Place place,
+             MmaOperand (&lanes)[kWarpSize]) {
   MmaOperand mine;
   std::memcpy(mine.a, a, sizeof(mine.a));
   std::memcpy(mine.b, b, sizeof(mine.b));
-  Running()->JoinWarpCall({"mma.m16n8k16", kAllLanes, &mine, sizeof(mine)}, place);
-  const Thread& self = Running()->thread();
-  MmaOperand lanes[kWarpSize];
+  Running()->JoinWarpCall({name, kAllLanes, &mine, sizeof(mine)}, place);
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    std::memcpy(&lanes[lane], self.operands->of_lane[lane].data(), sizeof(MmaOperand));
+    std::memcpy(&lanes[lane], Running()->thread().operands->of_lane[lane].data(),
+                sizeof(MmaOperand));
   }
+}
+
+}  // namespace
+
+void Mma16832Int8(int32_t* d, const uint32_t* a, const uint32_t* b, Place place) {
+  const InHarness harness;
+  MmaOperand lanes[kWarpSize];
+  JoinMma("mma.m16n8k32", a, b, place, lanes);
+  const int self = Running()->thread().lane();
+  for (int i = 0; i < 4; ++i) {
+    const int row = self / 4 + i / 2 * 8;
+    const int column = self % 4 * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) d[i] += Int8OfA(lanes, row, k) * Int8OfB(lanes, k, column);
+  }
+}
+
+void Mma16816(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16, Place place) {
+  const InHarness harness;
+  MmaOperand lanes[kWarpSize];
+  JoinMma("mma.m16n8k16", a, b, place, lanes);
+  const Thread& self = Running()->thread();
   for (int i = 0; i < 4; ++i) {
     const int row = self.lane() / 4 + i / 2 * 8;
     const int column = self.lane() % 4 * 2 + i % 2;

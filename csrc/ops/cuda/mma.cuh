@@ -5,6 +5,11 @@
 //   A[16, 16]  a[0]: row g, columns 2t, 2t+1;  a[1]: row g + 8;  a[2], a[3]: the same, columns + 8
 //   B[16, 8]   b[0]: rows 2t, 2t+1, column g;  b[1]: rows + 8
 //   D[16, 8]   d[0], d[1]: row g, columns 2t, 2t+1;  d[2], d[3]: row g + 8
+//
+// And mma.m16n8k32 with int8 inputs and int32 sums, four numbers to a register, D as above:
+//
+//   A[16, 32]  a[0]: row g, columns 4t..4t+3;  a[1]: row g + 8;  a[2], a[3]: the same, columns + 16
+//   B[32, 8]   b[0]: rows 4t..4t+3, column g;  b[1]: rows + 16
 
 #ifndef SEMKV_OPS_CUDA_MMA_CUH_
 #define SEMKV_OPS_CUDA_MMA_CUH_
@@ -29,6 +34,11 @@ __device__ inline void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const 
 template <Transpose kTranspose>
 __device__ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
   simt::LoadMatrices(r, row, kTranspose == Transpose::kYes);
+}
+
+__device__ inline void MmaM16N8K32Int8(int32_t (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+  simt::Mma16832Int8(d, a, b);
 }
 
 template <DType kDType>
@@ -57,6 +67,16 @@ __device__ __forceinline__ void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
+}
+
+// D += A * B.
+__device__ __forceinline__ void MmaM16N8K32Int8(int32_t (&d)[4], const uint32_t (&a)[4],
+                                                const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Four 8x8 matrices of 16-bit numbers. `row` of lane 8 j + i: row i of matrix j, 16 bytes of shared

@@ -5,28 +5,32 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
 #include "tests/ops/retrieval/each_target.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
+#include "tests/ops/retrieval/score_lists_cases.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
 
+using ::semkv::testing::ExpectKeysNear;
+using ::semkv::testing::FirstChannel;
 using ::semkv::testing::ForEachTarget;
+using ::semkv::testing::kInfinity;
+using ::semkv::testing::kNan;
+using ::semkv::testing::kPoison;
+using ::semkv::testing::RandomScoreCase;
+using ::semkv::testing::ReferenceKeys;
 using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalCases;
 using ::semkv::testing::RetrievalInput;
+using ::semkv::testing::SmallScoreInput;
 using ::semkv::testing::SoakFactor;
 using ::semkv::testing::TestSeed;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kPoison = -12345.0f;
 
 // Keys of `input` by the host operation; what lies past the lists of a task stays poisoned.
 std::vector<float> HostKeys(RetrievalInput& input, int num_threads) {
@@ -39,27 +43,12 @@ std::vector<float> HostKeys(RetrievalInput& input, int num_threads) {
   return input.keys;
 }
 
-std::vector<float> ReferenceKeys(RetrievalInput& input) {
-  std::fill(input.keys.begin(), input.keys.end(), kPoison);
-  ScoreListsReference(input.Score());
-  return input.keys;
-}
-
-void ExpectNear(const std::vector<float>& keys, const std::vector<float>& expected,
-                double relative) {
-  ASSERT_EQ(keys.size(), expected.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    // Below 1e-30 float32 runs out of exponent before float64 does.
-    ASSERT_NEAR(keys[i], expected[i], relative * std::abs(expected[i]) + 1e-30) << "list " << i;
-  }
-}
-
 class ScoreListsCaseTest : public ::testing::TestWithParam<RetrievalCase> {};
 
 TEST_P(ScoreListsCaseTest, EqualsTheReferenceOnEveryTarget) {
   RetrievalInput input(GetParam(), 1);
   const std::vector<float> expected = ReferenceKeys(input);
-  ForEachTarget([&] { ExpectNear(HostKeys(input, 1), expected, 1e-4); });
+  ForEachTarget([&] { ExpectKeysNear(HostKeys(input, 1), expected, 1e-4); });
 }
 
 TEST_P(ScoreListsCaseTest, DoesNotDependOnThreads) {
@@ -76,76 +65,27 @@ TEST(ScoreListsTest, EqualsTheReferenceOnRandomRaggedRows) {
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
   for (int round = 0; round < 20 * SoakFactor(); ++round) {
-    RetrievalCase c;
-    c.num_selections = 1 + rng() % 3;
-    c.num_heads = c.num_selections * (1 + rng() % 9);
-    c.head_dim = 16 * (1 + rng() % 16);
-    c.form = static_cast<CentroidForm>(rng() % 4);
-    c.q_dtype = static_cast<DType>(rng() % 3);
-    c.variance = static_cast<VarianceTerm>(rng() % 3);
-    c.rank = static_cast<GroupRank>(rng() % 2);
-    c.sentence_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
-    c.cluster_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
-    c.contexts.assign(1 + rng() % 3, 0);
-    for (int32_t& context : c.contexts) context = 1 + rng() % 1500;
+    const RetrievalCase c = RandomScoreCase(rng);
     SCOPED_TRACE("round " + std::to_string(round));
     RetrievalInput input(c, rng());
     const std::vector<float> expected = ReferenceKeys(input);
-    ForEachTarget([&] { ExpectNear(HostKeys(input, 2), expected, 2e-4); });
+    ForEachTarget([&] { ExpectKeysNear(HostKeys(input, 2), expected, 2e-4); });
   }
 }
 
-// One selection over `centroids` [nlist, 16] in float32, scale 1, lists of `size` tokens.
-struct SmallInput {
-  explicit SmallInput(std::vector<float> vectors, int32_t size = 1) : centroids(vectors) {
-    const int32_t nlist = static_cast<int32_t>(centroids.size() / 16);
-    for (int32_t i = 0; i <= nlist; ++i) offsets.push_back(static_cast<uint16_t>(i * size));
-    q.assign(16, 0.0f);
-    view.nlist = nlist;
-    view.form = CentroidForm::kFloat32;
-    view_begin = {0, 1};
-    keys.resize(nlist);
-  }
-
-  std::vector<float> Keys() {
-    view.centroids = centroids.data();
-    view.offsets = offsets.data();
-    view.variances = variances.empty() ? nullptr : variances.data();
-    ScoreListsParams p;
-    p.q = q.data();
-    p.q_head = 16;
-    p.num_rows = p.num_selections = 1;
-    p.num_heads = static_cast<int32_t>(q.size() / 16);
-    p.head_dim = 16;
-    p.scale = 1.0f;
-    p.rows = &row;
-    p.views = &view;
-    p.view_begin = view_begin.data();
-    p.keys = keys.data();
-    p.keys_stride = static_cast<int64_t>(keys.size());
-    ScoreListsReference(p);
-    const std::vector<float> expected = keys;
-    ForEachTarget([&] {
-      ThreadPool pool(1);
-      std::vector<uint8_t> workspace(ScoreListsWorkspaceBytes(p.num_heads, 1, 16, view.nlist, 1));
-      ScoreListsHost(p, workspace.data(), workspace.size(), pool);
-      ExpectNear(keys, expected, 1e-4);
-    });
-    return keys;
-  }
-
-  std::vector<float> centroids, q, variances, keys;
-  std::vector<uint16_t> offsets;
-  std::vector<int32_t> view_begin;
-  ListsView view;
-  RetrievalRow row;
-};
-
-// [nlist, 16] with `values` in the first channel.
-std::vector<float> FirstChannel(const std::vector<float>& values) {
-  std::vector<float> centroids(values.size() * 16, 0.0f);
-  for (size_t i = 0; i < values.size(); ++i) centroids[i * 16] = values[i];
-  return centroids;
+// By the host on every target, which must agree with the reference.
+std::vector<float> Keys(SmallScoreInput& input) {
+  const ScoreListsParams p = input.Params();
+  ScoreListsReference(p);
+  const std::vector<float> expected = input.keys;
+  ForEachTarget([&] {
+    ThreadPool pool(1);
+    std::vector<uint8_t> workspace(
+        ScoreListsWorkspaceBytes(p.num_heads, 1, 16, input.view.nlist, 1));
+    ScoreListsHost(p, workspace.data(), workspace.size(), pool);
+    ExpectKeysNear(input.keys, expected, 1e-4);
+  });
+  return input.keys;
 }
 
 TEST(ScoreListsTest, OrdersListsByScoreForEveryNumberOfLists) {
@@ -154,9 +94,9 @@ TEST(ScoreListsTest, OrdersListsByScoreForEveryNumberOfLists) {
     std::vector<float> scores(nlist);
     for (int32_t i = 0; i < nlist; ++i) scores[i] = 0.01f * static_cast<float>(i);
     std::shuffle(scores.begin(), scores.end(), rng);
-    SmallInput input(FirstChannel(scores));
+    SmallScoreInput input(FirstChannel(scores));
     input.q[0] = 1.0f;
-    const std::vector<float> keys = input.Keys();
+    const std::vector<float> keys = Keys(input);
     std::vector<int32_t> order(nlist), expected(nlist);
     std::iota(order.begin(), order.end(), 0);
     expected = order;
@@ -168,53 +108,41 @@ TEST(ScoreListsTest, OrdersListsByScoreForEveryNumberOfLists) {
 }
 
 TEST(ScoreListsTest, LeavesOutListsWhoseScoreIsNotANumber) {
-  SmallInput input(FirstChannel({1.0f, kNan, 2.0f, 0.0f}));
-  input.q[0] = 1.0f;
-  const std::vector<float> keys = input.Keys();
+  SmallScoreInput input = testing::NotANumberCase();
+  const std::vector<float> keys = Keys(input);
   EXPECT_EQ(keys[1], -1.0f);
   EXPECT_NEAR(keys[0] + keys[2] + keys[3], 1.0f, 1e-5f);
 }
 
 TEST(ScoreListsTest, LeavesOutEmptyListsWhateverTheirCentroid) {
-  SmallInput input(FirstChannel({1.0f, 100.0f, 2.0f}));
-  input.q[0] = 1.0f;
-  input.offsets = {0, 5, 5, 9};
-  const std::vector<float> keys = input.Keys();
+  SmallScoreInput input = testing::EmptyListCase();
+  const std::vector<float> keys = Keys(input);
   EXPECT_EQ(keys[1], -1.0f);
   EXPECT_NEAR(5 * keys[0] + 4 * keys[2], 1.0f, 1e-5f);
 }
 
 TEST(ScoreListsTest, GivesInfiniteScoresAllTheMass) {
-  SmallInput input(FirstChannel({1.0f, kInfinity, kInfinity, -kInfinity}), 2);
-  input.q.assign(16, 0.0f);
-  input.q[0] = 1.0f;
-  input.centroids[16 + 1] = 3.0f;
-  const std::vector<float> keys = input.Keys();
+  SmallScoreInput input = testing::InfiniteScoresCase();
+  const std::vector<float> keys = Keys(input);
   EXPECT_EQ(keys, (std::vector<float>{0.0f, 0.25f, 0.25f, 0.0f}));
 }
 
 TEST(ScoreListsTest, RanksEveryListAlikeForAZeroQuery) {
-  SmallInput input(FirstChannel({1.0f, 2.0f, 3.0f, 4.0f}));
-  EXPECT_EQ(input.Keys(), (std::vector<float>{0.25f, 0.25f, 0.25f, 0.25f}));
+  SmallScoreInput input = testing::ZeroQueryCase();
+  EXPECT_EQ(Keys(input), (std::vector<float>{0.25f, 0.25f, 0.25f, 0.25f}));
 }
 
 TEST(ScoreListsTest, SelectsNothingForAQueryThatIsNotFinite) {
   for (float bad : {kNan, kInfinity, -kInfinity}) {
-    SmallInput input(FirstChannel({1.0f, 2.0f, 3.0f}));
-    input.q.assign(32, 1.0f);  // two heads, one of them good
-    input.q[20] = bad;
-    EXPECT_EQ(input.Keys(), (std::vector<float>{-1.0f, -1.0f, -1.0f}));
+    SmallScoreInput input = testing::QueryNotFiniteCase(bad);
+    EXPECT_EQ(Keys(input), (std::vector<float>{-1.0f, -1.0f, -1.0f}));
   }
 }
 
 TEST(ScoreListsTest, AddsTheVarianceTermOfItsFormula) {
   for (VarianceTerm term : {VarianceTerm::kBounded, VarianceTerm::kHalf, VarianceTerm::kNone}) {
-    SmallInput input(FirstChannel({0.0f, 0.0f, 0.0f, 0.0f, 0.0f}));
-    input.q.assign(16, 2.0f);  // |q|^2 / head_dim = 4
-    input.row.variance = term;
-    input.offsets = {0, 1, 9, 17, 25, 26};
-    input.variances = {0.5f, 0.1f, 1.0f, 3.0f, 0.0f};  // v = 2, 0.4, 4, 12, 0; 2 ln 8 = 4.16
-    const std::vector<float> keys = input.Keys();
+    SmallScoreInput input = testing::VarianceCase(term);
+    const std::vector<float> keys = Keys(input);
     const double log8 = std::log(8.0);
     std::vector<double> f = {0.0, 0.2, 2.0, std::sqrt(2 * 12 * log8) - log8, 0.0};
     if (term == VarianceTerm::kHalf) f = {1.0, 0.2, 2.0, 6.0, 0.0};
