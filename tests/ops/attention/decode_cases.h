@@ -96,17 +96,24 @@ inline DecodeProblem EdgesOfFloat16Problem() {
   return problem;
 }
 
-// A sparse row with slots in both pools, as many as the ends of tiles and pieces need.
+// A sparse row with slots in both pools. A pool holds NaN where the other has the token.
 inline DecodeProblem TwoPoolsProblem(std::mt19937_64& rng, const AttentionShape& shape,
                                      size_t num_list, size_t num_position) {
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
   problem.MakePools(PoolLayout::kTokenMajor, shape.dtype, shape.dtype, shape.num_tokens, 32);
   const SlotList slots = Permutation(rng, shape.num_tokens);
-  WriteBoth(problem, RandomTokens(rng, shape), slots);
+  const TokenRows tokens = RandomTokens(rng, shape);
+  const size_t end = slots.size(), last = shape.num_kv_heads - 1;
+  for (size_t t = 0; t < num_list + last; ++t) {
+    problem.WriteToken(problem.list_pool(), slots[t], tokens, t);
+  }
+  for (size_t t = end - num_position - last; t < end; ++t) {
+    problem.WriteToken(problem.position_pool(), slots[t], tokens, t);
+  }
   std::vector<SlotList> list, position;
   for (int32_t s = 0; s < shape.num_kv_heads; ++s) {
     list.push_back(Slice(slots, s, s + num_list));
-    position.push_back(Slice(slots, 2 * s, 2 * s + num_position));
+    position.push_back(Slice(slots, end - s - num_position, end - s));
   }
   problem.SetSlots(shape.num_kv_heads, position, list);
   return problem;
