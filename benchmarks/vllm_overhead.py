@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the vLLM adapter itself costs, in microseconds: per layer, and once per decode step. It is
-the time of its methods less the time in the library's select and attend and in stock's writer; the
-library's own copy of a token's keys and values counts as the adapter's.
+the time of its methods less the time in the library's select and attend; the library's own copy of a
+token's keys and values counts as the adapter's.
 
 Run it in the environment of `make venv-vllm`, which has the plugin's entry point.
 """
@@ -45,7 +45,8 @@ def main():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
     from semkv.vllm import group
-    from semkv.vllm.cpu_backend import SemkvCpuImpl, Step
+    from semkv.vllm.cpu_backend import SemkvCpuImpl
+    from semkv.vllm.rows import Step
     prompts = [{"prompt_token_ids": [(7 * i + 13 * row) % 2000 + 2
                                      for i in range(arguments.context)]}
                for row in range(arguments.rows)]
@@ -56,10 +57,9 @@ def main():
     [used] = group._groups
     while used.stats().get("steps", 0) < 50:  # prefill, and the step that builds the lists
         engine.step()
-    stock = [Timed(CPUAttentionBackendImpl, "do_kv_cache_update"),
-             Timed(CPUAttentionBackendImpl, "forward")]
-    ours = [Timed(SemkvCpuImpl, "do_kv_cache_update"), Timed(SemkvCpuImpl, "forward")]
-    once = [Timed(Step, "plan")]
+    stock = Timed(CPUAttentionBackendImpl, "forward")
+    ours = Timed(SemkvCpuImpl, "forward")
+    once = Timed(Step, "plan")
     before = used.stats()
     for _ in range(arguments.steps):
         engine.step()
@@ -68,9 +68,9 @@ def main():
     library = {name: 1e-9 * (after[name] - before[name])
                for name in ("select_ns", "attend_ns", "index_ns")}
     # Lists grow (index_ns) inside of Step.plan, selection and attention outside.
-    per_step = sum(t.seconds for t in once) - library["index_ns"]
-    per_layer = (sum(t.seconds for t in ours) - sum(t.seconds for t in stock + once)
-                 - library["select_ns"] - library["attend_ns"])
+    per_step = once.seconds - library["index_ns"]
+    per_layer = (ours.seconds - stock.seconds - once.seconds - library["select_ns"]
+                 - library["attend_ns"])
     print(f"{arguments.rows} row(s): per layer {1e6 * per_layer / steps / used._num_layers:.1f} us, "
           f"per step {1e6 * per_step / steps:.1f} us; library per layer "
           f"{1e6 * sum(library.values()) / steps / used._num_layers:.1f} us")
