@@ -152,7 +152,8 @@ class Step:
         check(lib.semkv_select(pointer, layer, self._arguments(layer, q, scale)))
 
     def attend(self, layer: int, q: Array, *, out: Array | None = None, lse: Array | None = None,
-               scale: float = 0.0, logit_cap: float = 0.0, dense: bool = False) -> Array:
+               scale: float = 0.0, logit_cap: float = 0.0, dense: bool = False,
+               select: bool = False) -> Array:
         """Attention of every row in `layer`; causal among a row's own queries.
 
         q: as in select().
@@ -162,7 +163,8 @@ class Step:
             attended scores.
         logit_cap: scores become logit_cap * tanh(score / logit_cap); 0: they do not.
         dense: attend to everything, whatever the policy; to compare with.
-        Errors: SemkvError if a row is sparse and select() was not called for this layer.
+        select: select() first, in the same call of the library.
+        Errors: SemkvError if a row is sparse and nothing was selected for this layer.
         """
         pointer = self._pointer()
         args = self._arguments(layer, q, scale)
@@ -175,7 +177,10 @@ class Step:
         if lse is not None:
             args.lse = ffi.cast("float *", borrow_lse(lse, tuple(q.shape[:2])))
         args.flags = lib.SEMKV_ATTEND_DENSE if dense else 0
-        check(lib.semkv_attend(pointer, layer, args))
+        if select:
+            check(lib.semkv_run_layer(pointer, layer, ffi.NULL, args))
+        else:
+            check(lib.semkv_attend(pointer, layer, args))
         return out
 
     def selected(self, row: int = 0, head: int = 0) -> np.ndarray:

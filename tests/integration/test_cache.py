@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import semkv
 from small_model import (HEADS, KV_HEADS, LAYERS, VOCABULARY, attention, make_cache, make_ids,
                          make_kv, make_q, prefill, write)
 
@@ -70,9 +71,26 @@ def test_selection_and_attention_over_it(rng, policy):
                 out = step.attend(layer, q[layer])
                 want, _ = attention(q[layer, 0], k[layer], v[layer], positions=chosen)
                 np.testing.assert_allclose(out[0], want, atol=TOLERANCE)
+                at_once = step.attend(layer, q[layer], select=True)
+                assert np.array_equal(at_once, out) and all(
+                    np.array_equal(a, b) for a, b in zip(selections(step), chosen))
                 full = step.attend(layer, q[layer], dense=True)
                 want, _ = attention(q[layer, 0], k[layer], v[layer])
                 np.testing.assert_allclose(full[0], want, atol=TOLERANCE)
+
+
+def test_one_call_selects_and_attends(rng):
+    k, v = make_kv(rng, 1000)
+    q = make_q(rng, 1)
+    with make_cache(policy="cluster", **SPARSE) as cache:
+        sequence = cache.sequence()
+        prefill(sequence, k, v)
+        with cache.step([sequence]) as step:
+            with pytest.raises(semkv.SemkvError, match="semkv_select"):
+                step.attend(0, q[0])
+            out = step.attend(0, q[0], select=True)
+            want, _ = attention(q[0, 0], k[0], v[0], positions=selections(step))
+            np.testing.assert_allclose(out[0], want, atol=TOLERANCE)
 
 
 def test_selection_finds_the_keys_that_matter(rng):

@@ -114,6 +114,24 @@ def test_a_row_of_a_padded_batch_is_as_if_alone(llama):
                 assert torch.allclose(one[0], other[row], atol=1e-3)
 
 
+def test_equal_rows_at_other_positions_share_nothing(llama):
+    ids = make_ids(150)["input_ids"].repeat(2, 1)
+    positions = torch.stack([torch.arange(151), 300 + 2 * torch.arange(151)])
+
+    def decode():
+        with torch.no_grad():
+            past = llama(ids, position_ids=positions[:, :150]).past_key_values
+            found = llama(ids[:, :1], position_ids=positions[:, 150:], past_key_values=past)
+        return found.logits
+
+    stock = decode()
+    with semkv.hf.enable(llama, **EVERYTHING) as handle:
+        found = decode()
+        assert forwards(handle)["served"] == 1
+    assert not torch.allclose(stock[0], stock[1], atol=0.1)
+    assert torch.allclose(found, stock, atol=1e-3)
+
+
 def test_padding_may_be_anywhere(llama):
     inputs = make_ids(100, 100)
     inputs["attention_mask"][1, [0, 7, 8, 50]] = 0
