@@ -24,6 +24,7 @@ using testing::AttentionResult;
 using testing::DecodeProblem;
 using testing::DeviceCopy;
 using testing::HasDevice;
+using testing::PlanFor;
 
 // A problem's memory on the device, and its params with the device's addresses.
 class DeviceProblem {
@@ -71,17 +72,6 @@ class DeviceProblem {
 
   std::vector<Block> blocks_;
 };
-
-DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_row_tokens) {
-  DecodeAttentionBounds bounds;
-  bounds.num_rows = p.num_rows;
-  bounds.max_row_tokens = max_row_tokens;
-  bounds.num_heads = p.num_heads;
-  bounds.num_kv_heads = p.num_kv_heads;
-  bounds.num_selections = p.num_selections;
-  bounds.head_dim = p.head_dim;
-  return PlanDecodeAttention(bounds);
-}
 
 // Twice with one workspace: the first launch must leave it ready for the second.
 void ExpectCudaEqualsReference(DecodeProblem& problem, int32_t max_row_tokens) {

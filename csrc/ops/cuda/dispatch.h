@@ -1,4 +1,5 @@
-// From a dtype at run time to a template argument. Host code.
+// From a dtype at run time to a template argument. Host code; float_convert-inl.h has the form that
+// is compiled once per Highway target.
 
 #ifndef SEMKV_OPS_CUDA_DISPATCH_H_
 #define SEMKV_OPS_CUDA_DISPATCH_H_

@@ -11,27 +11,12 @@
 #include <vector>
 
 #include "csrc/ops/attention/decode_attention_kernel.cuh"
-#include "csrc/ops/attention/decode_attention_plan.h"
 #include "tests/ops/attention/decode_cases.h"
 #include "tests/simt/launch.h"
 
 namespace semkv::testing {
 
 constexpr DType kCudaDTypes[] = {DType::kFloat16, DType::kBFloat16};
-
-// For a GPU as small or large as the number of parts that is wanted.
-inline DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_row_tokens,
-                                   int32_t num_multiprocessors) {
-  DecodeAttentionBounds bounds;
-  bounds.num_rows = p.num_rows;
-  bounds.max_row_tokens = max_row_tokens;
-  bounds.num_heads = p.num_heads;
-  bounds.num_kv_heads = p.num_kv_heads;
-  bounds.num_selections = p.num_selections;
-  bounds.head_dim = p.head_dim;
-  bounds.num_multiprocessors = num_multiprocessors;
-  return PlanDecodeAttention(bounds);
-}
 
 struct SimtRun {
   AttentionResult result;

@@ -10,11 +10,26 @@
 #include <random>
 #include <vector>
 
+#include "csrc/ops/attention/decode_attention_plan.h"
 #include "tests/ops/attention/decode_problem.h"
 
 namespace semkv::testing {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// The CUDA form's plan; the fewer multiprocessors the GPU has, the fewer parts a row is cut into.
+inline DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_row_tokens,
+                                   int32_t num_multiprocessors = 132) {
+  DecodeAttentionBounds bounds;
+  bounds.num_rows = p.num_rows;
+  bounds.max_row_tokens = max_row_tokens;
+  bounds.num_heads = p.num_heads;
+  bounds.num_kv_heads = p.num_kv_heads;
+  bounds.num_selections = p.num_selections;
+  bounds.head_dim = p.head_dim;
+  bounds.num_multiprocessors = num_multiprocessors;
+  return PlanDecodeAttention(bounds);
+}
 
 using SlotList = std::vector<int32_t>;
 
