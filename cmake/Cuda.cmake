@@ -29,8 +29,9 @@ elseif(SEMKV_NVCC)
   target_include_directories(semkv_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include
                                         PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   semkv_cuda_options(semkv_cuda)
-  target_compile_options(semkv_cuda PRIVATE -Xptxas=-v)
-  # Keeps what ptxas says about registers and memory, for tests/cuda/check_resources.py.
+  # For the tests of tests/cuda: -v and the launcher keep what ptxas says about registers and memory,
+  # and machine code that is not compressed can be read.
+  target_compile_options(semkv_cuda PRIVATE -Xptxas=-v -no-compress)
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
   set_target_properties(semkv_cuda PROPERTIES CUDA_COMPILER_LAUNCHER
     "${Python3_EXECUTABLE};${PROJECT_SOURCE_DIR}/tools/keep_ptxas_log.py")
