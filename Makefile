@@ -52,7 +52,7 @@ demo-vllm: venv-vllm
 test-engines: venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest -q -rsP --durations=15 \
 	  tests/integration/vllm/test_{layouts,gpu_backend,engine,connector,schedules,memory}.py \
-	  tests/integration/test_hf{,_errors}.py
+	  tests/integration/test_{hf,hf_errors,benchmarks}.py
 
 bench: release
 	build/release/semkv_bench --ratios
