@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/cuda/device_copy.h"
+#include "tests/cuda/run_captured.h"
 #include "tests/ops/cache/list_means_cases.h"
 #include "tests/testing/random.h"
 
@@ -39,8 +40,7 @@ void ExpectCudaEqualsReference(ListMeansProblem& problem) {
   if (params.members != nullptr) params.members = static_cast<const uint16_t*>(members.data());
   params.means = static_cast<float*>(means.data());
   params.variances = static_cast<float*>(variances.data());
-  ASSERT_EQ(ListMeansCuda(params, nullptr), cudaSuccess);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  testing::RunCaptured(1, [&](cudaStream_t stream) { return ListMeansCuda(params, stream); });
   const std::vector<float> mean = ReadFloats(means), variance = ReadFloats(variances);
   for (size_t i = 0; i < mean.size(); ++i) {
     ASSERT_NEAR(mean[i], problem.means[i], 1e-5 * (1 + std::abs(problem.means[i]))) << i;

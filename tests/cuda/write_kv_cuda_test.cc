@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/cuda/device_copy.h"
+#include "tests/cuda/run_captured.h"
 #include "tests/ops/cache/write_kv_cases.h"
 #include "tests/testing/random.h"
 
@@ -31,8 +32,7 @@ void ExpectCudaEqualsReference(const testing::WriteKvCase& c, std::mt19937_64& r
   params.slots = static_cast<const int32_t*>(slots.data());
   params.view.k = key_pool.data();
   params.view.v = value_pool.data();
-  ASSERT_EQ(WriteKvCuda(params, nullptr), cudaSuccess);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  testing::RunCaptured(1, [&](cudaStream_t stream) { return WriteKvCuda(params, stream); });
   EXPECT_TRUE(key_pool.Read() == problem.key_pool);
   EXPECT_TRUE(value_pool.Read() == problem.value_pool);
 }

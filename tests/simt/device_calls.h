@@ -8,6 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace semkv {
+struct LaunchShape;
+}
+
 namespace semkv::simt {
 
 // A line of the kernel's source, for messages. As a default argument it is the caller's.
@@ -44,6 +48,11 @@ void BeginCopy(void* shared, const void* global, size_t bytes, size_t source_byt
                Place place = Place::Here());
 void CommitCopies();
 void WaitForCopies(int groups);
+
+// What a launcher's launch does here: calls function(argument) in every CUDA thread of `shape`,
+// which may touch what the emulated CUDA runtime allocated (cuda_runtime.cc). Returns a
+// cudaError_t.
+int LaunchOnDevice(const LaunchShape& shape, void (*function)(void*), void* argument);
 
 // *p = f(*p, x) as one step that does not race with another atomic; returns the old *p.
 enum class AtomicKind { kAdd, kMax, kOr, kExchange };

@@ -1,4 +1,4 @@
-// The only `<<<>>>` of the project. nvcc only.
+// The only `<<<>>>` of the project.
 
 #ifndef SEMKV_OPS_CUDA_LAUNCH_CUH_
 #define SEMKV_OPS_CUDA_LAUNCH_CUH_
@@ -8,6 +8,19 @@
 #include "csrc/ops/cuda/launch_shape.h"
 
 namespace semkv {
+
+#ifdef SEMKV_SIMT
+
+template <typename Params>
+cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const Params& params,
+                         cudaStream_t) {
+  if (IsEmpty(shape)) return cudaSuccess;
+  auto thread = [&] { kernel(params); };
+  return static_cast<cudaError_t>(simt::LaunchOnDevice(
+      shape, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread));
+}
+
+#else
 
 // Enqueues kernel(params) on `stream` and returns without waiting; an empty grid is a success.
 template <typename Params>
@@ -25,6 +38,8 @@ cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const
   kernel<<<grid, shape.threads, shape.dynamic_shared_bytes, stream>>>(params);
   return cudaGetLastError();
 }
+
+#endif
 
 }  // namespace semkv
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -22,7 +23,16 @@ namespace semkv::testing {
 struct AttentionResult {
   std::vector<float> out;
   std::vector<float> lse;
-  bool operator==(const AttentionResult&) const = default;
+  // Bit for bit: what is not a number equals itself.
+  bool operator==(const AttentionResult& other) const {
+    return HasBitsOf(out, other.out) && HasBitsOf(lse, other.lse);
+  }
+
+ private:
+  static bool HasBitsOf(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+  }
 };
 
 // One row's keys and values, [num_tokens][num_kv_heads][head_dim].
