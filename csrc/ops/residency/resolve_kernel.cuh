@@ -84,8 +84,8 @@ __device__ inline ThreadPages LoadWanted(const ResolveLaunch& launch, int32_t th
     pages.selection = -1;
     return pages;
   }
-  const int32_t count = p.wanted_counts[pages.selection] - in_pair * kThreadPages;
-  if (count <= 0) return pages;
+  // Read whether or not the count says that they are wanted: one way to memory instead of two.
+  const int32_t count = p.wanted_counts[pages.selection];
   const Vec16 vectors[2] = {LoadStreaming(p.wanted + pages.index),
                             LoadStreaming(p.wanted + pages.index + 2)};
   WantedPage wanted[kThreadPages];
@@ -93,7 +93,8 @@ __device__ inline ThreadPages LoadWanted(const ResolveLaunch& launch, int32_t th
   const uint32_t page_mask = 0xffffffffu >> (32 - p.shape.page_tokens);
   for (int32_t i = 0; i < kThreadPages; ++i) {
     const int32_t page = wanted[i].home_page;
-    if (i >= count || page < 0 || page >= p.shape.num_home_pages) continue;
+    if (in_pair * kThreadPages + i >= count) break;
+    if (page < 0 || page >= p.shape.num_home_pages) continue;
     pages.home_page[i] = page;
     pages.tokens[i] = wanted[i].tokens & page_mask;
   }
@@ -197,8 +198,11 @@ __device__ inline void Replace(const ResolveParams& p, const ResolveVictim& vict
 }
 
 // Per CTA: claims hot pages for the threads' candidates, in the order of threads; kNoPage is none.
-__device__ inline void Claim(const ResolveParams& p, const ResolveCandidate (&candidates)[4],
-                             int32_t thread, ResolveShared& shared, ClaimState& state) {
+// An owner gets its page in `hot_pages` too, so that nobody waits to read it from the map.
+__device__ inline void Claim(const ResolveParams& p,
+                             const ResolveCandidate (&candidates)[kThreadPages], int32_t thread,
+                             ResolveShared& shared, ClaimState& state,
+                             int32_t (&hot_pages)[kThreadPages]) {
   const HotGroup ahead = LoadGroup(p, state.hand, thread);
   bool is_owner[kThreadPages];
   int32_t count = 0;
@@ -216,6 +220,7 @@ __device__ inline void Claim(const ResolveParams& p, const ResolveCandidate (&ca
     if (!is_owner[i]) continue;
     if (rank < found) {
       Replace(p, shared.victims[rank], candidates[i].home_page, p.misses[state.num_misses + rank]);
+      hot_pages[i] = shared.victims[rank].hot_page;
     } else {
       atomicExch(p.residency.hot_of_home + candidates[i].home_page, kNotResident);
     }
@@ -273,12 +278,13 @@ __device__ inline void ClaimForAll(const ResolveLaunch& launch, int32_t thread,
   __syncthreads();
   for (int32_t begin = 0; begin < sum.total; begin += kResolveCtaPages) {
     ResolveCandidate candidates[kThreadPages];
+    int32_t hot_pages[kThreadPages];  // nobody's
     for (int32_t i = 0; i < kThreadPages; ++i) {
       const int32_t k = begin + thread * kThreadPages + i;
       candidates[i] = {0, kNoPage};
       if (k < sum.total) candidates[i] = LoadCandidate(launch, k, shared);
     }
-    Claim(launch.params, candidates, thread, shared, state);
+    Claim(launch.params, candidates, thread, shared, state, hot_pages);
   }
 }
 
@@ -353,7 +359,7 @@ __global__ void __launch_bounds__(kResolveThreads)
       candidates[i] = {pages.index + i, IsMissing(pages, i) ? pages.home_page[i] : kNoPage};
     }
     __syncthreads();
-    Claim(p, candidates, thread, shared, state);
+    Claim(p, candidates, thread, shared, state, pages.hot_page);
     StoreState(p, thread, state);
     StoreSlots(p, thread, pages, shared);
     return;
