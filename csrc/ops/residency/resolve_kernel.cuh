@@ -76,8 +76,7 @@ __device__ inline ThreadPages LoadWanted(const ResolveLaunch& launch, int32_t th
   const int32_t in_pair = thread - pages.pair * pair_threads;
   pages.is_first = in_pair == 0;
   pages.is_last = in_pair == pair_threads - 1;
-  pages.selection =
-      static_cast<int32_t>(blockIdx.x) * launch.plan.cta_selections + pages.pair;
+  pages.selection = static_cast<int32_t>(blockIdx.x) * launch.plan.cta_selections + pages.pair;
   pages.index = pages.selection * p.shape.max_wanted + in_pair * kThreadPages;
   if (pages.pair >= launch.plan.cta_selections ||
       pages.selection >= p.shape.num_rows * p.shape.num_selections) {
@@ -207,9 +206,9 @@ __device__ inline void Claim(const ResolveParams& p,
   bool is_owner[kThreadPages];
   int32_t count = 0;
   for (int32_t i = 0; i < kThreadPages; ++i) {
-    is_owner[i] = candidates[i].home_page != kNoPage &&
-                  p.residency.hot_of_home[candidates[i].home_page] ==
-                      kFirstOwner + candidates[i].index;
+    is_owner[i] =
+        candidates[i].home_page != kNoPage &&
+        p.residency.hot_of_home[candidates[i].home_page] == kFirstOwner + candidates[i].index;
     count += is_owner[i] ? 1 : 0;
   }
   const CtaSum owners = SumOverCta(count, thread, shared.sum);
@@ -232,8 +231,7 @@ __device__ inline void Claim(const ResolveParams& p,
   __syncthreads();
 }
 
-__device__ inline void StoreState(const ResolveParams& p, int32_t thread,
-                                  const ClaimState& state) {
+__device__ inline void StoreState(const ResolveParams& p, int32_t thread, const ClaimState& state) {
   if (thread != 0) return;
   *p.residency.hand = state.hand;
   *p.num_misses = state.num_misses;
@@ -246,8 +244,7 @@ __device__ inline void StoreCandidates(const ResolveLaunch& launch, int32_t thre
   int32_t count = 0;
   for (int32_t i = 0; i < kThreadPages; ++i) count += IsMissing(pages, i) ? 1 : 0;
   const CtaSum sum = SumOverCta(count, thread, shared.sum);
-  ResolveCandidate* to =
-      launch.candidates + int64_t{blockIdx.x} * kResolveCtaPages + sum.before;
+  ResolveCandidate* to = launch.candidates + int64_t{blockIdx.x} * kResolveCtaPages + sum.before;
   for (int32_t i = 0; i < kThreadPages; ++i) {
     if (IsMissing(pages, i)) *to++ = {pages.index + i, pages.home_page[i]};
   }

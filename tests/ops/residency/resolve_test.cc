@@ -3,13 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <numeric>
 #include <random>
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
 #include "csrc/ops/residency/resolve_plan.h"
 #include "tests/ops/residency/resolve_cases.h"
+#include "tests/testing/count_allocations.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
@@ -45,6 +45,20 @@ TEST(ResolveTest, RandomCasesEqualTheReference) {
     SCOPED_TRACE(Name(c));
     ExpectHostEqualsReference(c, rng);
     if (HasFailure()) return;
+  }
+}
+
+TEST(ResolveTest, AllocatesNothing) {
+  std::mt19937_64 rng(73);
+  const ResolveCase c = {{3, 2, 20, 20 * 16, 16, 2, 400, 360}};
+  ResolveState state(c.shape);
+  testing::ResolveSteps steps(c, rng);
+  ThreadPool pool(2);
+  for (int i = 0; i < 3; ++i) {
+    const ResolveParams params = steps.Next().Params(c.shape, state);
+    const int64_t before = testing::NumAllocations();
+    ResolveHost(params, pool);
+    EXPECT_EQ(testing::NumAllocations(), before);
   }
 }
 
