@@ -10,6 +10,7 @@ template __global__ void Product<DType::kBFloat16>(const uint16_t*, const uint16
                                                    float*);
 template __global__ void LoadFragments<Transpose::kNo>(uint32_t*, int);
 template __global__ void LoadFragments<Transpose::kYes>(uint32_t*, int);
+template __global__ void SumThreads<3>(const int32_t*, CtaSum*);
 template __global__ void Stage<Waiting::kYes, Sync::kCta>(const float*, float*);
 
 }  // namespace semkv

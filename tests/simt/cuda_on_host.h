@@ -39,6 +39,11 @@ inline void __syncwarp(unsigned int mask = 0xffffffffu, SimtPlace place = SimtPl
 // Launches run their CTAs one after another in one host thread: memory is always coherent.
 inline void __threadfence() {}
 
+inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+
+// The number of the lowest set bit, counted from 1; 0 without one.
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
 inline unsigned int __ballot_sync(unsigned int mask, int predicate,
                                   SimtPlace place = SimtPlace::Here()) {
   return semkv::simt::Ballot(mask, predicate != 0, place);
@@ -96,6 +101,11 @@ T atomicAdd(T* p, T x, SimtPlace place = SimtPlace::Here()) {
 template <typename T>
 T atomicMax(T* p, T x, SimtPlace place = SimtPlace::Here()) {
   return semkv::simt::Atomic(semkv::simt::AtomicKind::kMax, p, x, place);
+}
+
+template <typename T>
+T atomicMin(T* p, T x, SimtPlace place = SimtPlace::Here()) {
+  return semkv::simt::Atomic(semkv::simt::AtomicKind::kMin, p, x, place);
 }
 
 template <typename T>

@@ -155,6 +155,9 @@ T Atomic(AtomicKind kind, T* p, T x, Place place) {
     case AtomicKind::kMax:
       *p = std::max(old, x);
       break;
+    case AtomicKind::kMin:
+      *p = std::min(old, x);
+      break;
     case AtomicKind::kOr:
       if constexpr (!std::is_floating_point_v<T>) *p = old | x;
       break;

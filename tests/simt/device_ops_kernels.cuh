@@ -8,6 +8,8 @@
 #include <cstdint>
 
 #include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/cta_sum.cuh"
+#include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/mma.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/warp_reduce.cuh"
@@ -25,6 +27,32 @@ __device__ inline void Synchronise() {
 __global__ void Reduce(const float* x, float* sums, float* maxima) {
   sums[threadIdx.x] = WarpSum(x[threadIdx.x]);
   maxima[threadIdx.x] = WarpMax(x[threadIdx.x]);
+}
+
+// Twice, with nothing between: the second call finds the shared memory free.
+template <int32_t kWarps>
+__global__ void SumThreads(const int32_t* x, CtaSum* sums) {
+  CtaSumShared<kWarps>& shared = SharedMemory<CtaSumShared<kWarps>>();
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const CtaSum once = SumOverCta(x[thread], thread, shared);
+  sums[thread] = SumOverCta(once.before, thread, shared);
+}
+
+// The CTA that comes last adds up what all have left.
+__global__ void SumCtas(const int32_t* x, int32_t* left, uint32_t* counter, int32_t* sum) {
+  bool& is_last = SharedMemory<bool>();
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  left[blockIdx.x * blockDim.x + threadIdx.x] = 2 * x[blockIdx.x * blockDim.x + threadIdx.x];
+  if (!IsLastCta(counter, gridDim.x, thread, is_last) || thread != 0) return;
+  int32_t total = 0;
+  for (uint32_t i = 0; i < gridDim.x * blockDim.x; ++i) total += left[i];
+  *sum = total;
+}
+
+__global__ void CountBits(const uint32_t* x, int32_t* counts, int32_t* lowest, int32_t* least) {
+  counts[threadIdx.x] = __popc(x[threadIdx.x]);
+  lowest[threadIdx.x] = __ffs(static_cast<int32_t>(x[threadIdx.x]));
+  atomicMin(least, counts[threadIdx.x]);
 }
 
 // Fragments by the table of the PTX manual, from plain row-major matrices.

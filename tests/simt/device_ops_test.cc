@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -43,6 +44,73 @@ TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
     EXPECT_TRUE(std::isnan(sums[i]));
     EXPECT_EQ(maxima[i], -9.0f);
   }
+}
+
+template <int32_t kWarps>
+void ExpectPrefixSums() {
+  constexpr int32_t kThreads = 32 * kWarps;
+  std::mt19937_64 rng(7);
+  std::vector<int32_t> x(kThreads), once(kThreads);
+  std::vector<CtaSum> sums(kThreads);
+  for (int32_t& value : x) value = static_cast<int32_t>(rng() % 1000) - 300;
+  LaunchShape shape;
+  shape.threads = kThreads;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    LaunchOptions options = {{Of("x", x, Access::kRead), Of("sums", sums, Access::kReadWrite)}};
+    options.seed = seed;
+    EXPECT_EQ(Launch(shape, options, [&] { SumThreads<kWarps>(x.data(), sums.data()); }).Errors(),
+              "");
+    std::exclusive_scan(x.begin(), x.end(), once.begin(), 0);
+    const int32_t total = std::accumulate(once.begin(), once.end(), 0);
+    for (int32_t i = 0, before = 0; i < kThreads; before += once[i++]) {
+      EXPECT_EQ(sums[i].before, before);
+      EXPECT_EQ(sums[i].total, total);
+    }
+  }
+}
+
+TEST(CtaSumTest, EveryThreadGetsTheSumBeforeItAndTheWhole) {
+  ExpectPrefixSums<1>();
+  ExpectPrefixSums<3>();
+  ExpectPrefixSums<32>();
+}
+
+TEST(LastCtaTest, TheLastCtaOfEveryScheduleSeesWhatAllHaveLeft) {
+  std::vector<int32_t> x(7 * 64), left(7 * 64, -1), sum(1);
+  std::vector<uint32_t> counter(1);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<int32_t>(i);
+  LaunchShape shape;
+  shape.grid_x = 7;
+  shape.threads = 64;
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    sum[0] = -1;
+    LaunchOptions options = {{Of("x", x, Access::kRead), Of("left", left, Access::kReadWrite),
+                              Of("counter", counter, Access::kReadWrite),
+                              Of("sum", sum, Access::kReadWrite)}};
+    options.seed = seed;
+    const LaunchReport report =
+        Launch(shape, options, [&] { SumCtas(x.data(), left.data(), counter.data(), sum.data()); });
+    EXPECT_EQ(report.Errors(), "");
+    EXPECT_EQ(sum[0], 7 * 64 * (7 * 64 - 1));
+    EXPECT_EQ(counter[0], 0u);
+  }
+}
+
+TEST(BitsTest, CountsLowestBitAndLeast) {
+  std::vector<uint32_t> x(32);
+  std::vector<int32_t> counts(32), lowest(32), least = {100};
+  for (int i = 0; i < 32; ++i) x[i] = 0xffffffffu << i;
+  const LaunchOptions options = {
+      {Of("x", x, Access::kRead), Of("counts", counts, Access::kReadWrite),
+       Of("lowest", lowest, Access::kReadWrite), Of("least", least, Access::kReadWrite)}};
+  const LaunchReport report = Launch(
+      OneWarp(), options, [&] { CountBits(x.data(), counts.data(), lowest.data(), least.data()); });
+  EXPECT_EQ(report.Errors(), "");
+  for (int i = 0; i < 32; ++i) {
+    EXPECT_EQ(counts[i], 32 - i);
+    EXPECT_EQ(lowest[i], i + 1);
+  }
+  EXPECT_EQ(least[0], 1);
 }
 
 template <DType kDType>

@@ -14,6 +14,7 @@
 
 #include "csrc/ops/attention/decode_attention_task.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/mma.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
@@ -286,22 +287,12 @@ __device__ inline DecodePart WarpPart(int32_t warp, int32_t head, int32_t channe
   return part;
 }
 
-// True in the CTA that comes last of those of its row and group, with what the others left visible.
-// The counter is then ready for the next launch.
+// True in the CTA that comes last of those of its row and group.
 __device__ inline bool IsLastPart(const DecodeAttentionLaunch& launch, const DecodeTask& task,
                                   int32_t thread, DecodeShared& shared) {
-  __threadfence();
-  __syncthreads();
-  if (thread == 0) {
-    uint32_t* counter =
-        launch.counters + int64_t{task.row} * launch.plan.num_groups + task.group_index;
-    const uint32_t last = static_cast<uint32_t>(task.num_splits) - 1;
-    shared.is_last = atomicAdd(counter, 1u) == last;
-    if (shared.is_last) *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return shared.is_last;
+  uint32_t* counter =
+      launch.counters + int64_t{task.row} * launch.plan.num_groups + task.group_index;
+  return IsLastCta(counter, static_cast<uint32_t>(task.num_splits), thread, shared.is_last);
 }
 
 // grid = (splits, head groups, rows).

@@ -5,19 +5,13 @@
 #define SEMKV_OPS_ATTENTION_DECODE_ATTENTION_TASK_CUH_
 
 #include <cstdint>
-#include <cstring>
 
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/attention/decode_attention_plan.h"
-#include "csrc/ops/cuda/element.cuh"
+#include "csrc/ops/attention/result_channels.cuh"
 #include "csrc/ops/cuda/exp2.cuh"
-#include "csrc/ops/cuda/mma.cuh"
-#include "csrc/ops/cuda/vector_access.cuh"
 
 namespace semkv::cuda {
-
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
 
 // The kernel's one argument.
 struct DecodeAttentionLaunch {
@@ -38,8 +32,6 @@ struct DecodeTask {
   int32_t num_list;
   int32_t begin, end;  // tokens of the part; begin is the first of a tile
 };
-
-__device__ inline float LowestScore() { return FloatFromBits(0xff800000u); }
 
 // The slots of (row, selection) in one pool; their number is returned, and 0 for an unused pool.
 __device__ inline int32_t FindSlots(const SlotLists& lists, int32_t num_selections, int32_t row,
@@ -100,8 +92,6 @@ __device__ inline int32_t SlotOfToken(const DecodeAttentionParams& p, const Deco
 
 // ------------------------------ results
 
-constexpr int32_t kPartChannels = 8;  // those of 16 bytes of `out`
-
 // What one query head has seen of some tokens, for kPartChannels channels: the greatest score s (in
 // units of log 2), the sum of w = 2^(s - max), the sums of w * value.
 struct DecodePart {
@@ -120,20 +110,6 @@ __device__ inline void Join(DecodePart& part, const DecodePart& other) {
   for (int32_t c = 0; c < kPartChannels; ++c) {
     part.out[c] = fmaf(part.out[c], mine, other.out[c] * others);
   }
-}
-
-__device__ inline void LoadFloats(const float* from, float (&x)[kPartChannels]) {
-  const Vec16 low = Load(from), high = Load(from + kPartChannels / 2);
-  std::memcpy(x, &low, sizeof(low));
-  std::memcpy(x + kPartChannels / 2, &high, sizeof(high));
-}
-
-__device__ inline void StoreFloats(float* to, const float (&x)[kPartChannels]) {
-  Vec16 low, high;
-  std::memcpy(&low, x, sizeof(low));
-  std::memcpy(&high, x + kPartChannels / 2, sizeof(high));
-  Store(to, low);
-  Store(to + kPartChannels / 2, high);
 }
 
 // Of the workspace: head_dim sums, max, sum.
@@ -184,11 +160,9 @@ __device__ inline void StoreResult(const DecodeAttentionParams& p, const DecodeT
   const int64_t row_head = int64_t{task.row} * p.num_heads + h;
   if (!task.is_dense && p.rest_lse != nullptr) JoinRest(p, row_head, channel, part);
   const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;
-  Vec16 out;
-  for (int32_t c = 0; c < kPartChannels; c += 2) {
-    out.words[c / 2] = PackPair<kDType>(part.out[c] * scale, part.out[c + 1] * scale);
-  }
-  Store(static_cast<uint16_t*>(p.out) + task.row * p.out_row + h * p.out_head + channel, out);
+  for (float& x : part.out) x *= scale;
+  StoreChannels<kDType>(
+      static_cast<uint16_t*>(p.out) + task.row * p.out_row + h * p.out_head + channel, part.out);
   if (p.lse != nullptr && channel == 0) p.lse[row_head] = (part.max + log2f(part.sum)) * kLn2;
 }
 
