@@ -25,6 +25,8 @@ struct Allocation {
 class Device {
  public:
   cudaError_t Allocate(void** data, size_t bytes, bool on_device) {
+    *data = nullptr;
+    if (bytes == 0) return cudaSuccess;
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t whole = (bytes + page - 1) / page * page;
     void* memory = mmap(nullptr, whole + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -118,6 +120,7 @@ Device& TheDevice() {
 
 cudaError_t Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   Device& device = TheDevice();
+  if (bytes == 0) return device.last_error();
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   if (kind == cudaMemcpyDefault || !device.IsPlace(to, bytes, to_device) ||
@@ -125,16 +128,17 @@ cudaError_t Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) 
     return cudaErrorInvalidValue;
   }
   device.Open();
-  if (bytes != 0) std::memmove(to, from, bytes);
+  std::memmove(to, from, bytes);
   device.Close();
   return device.last_error();
 }
 
 cudaError_t Fill(void* to, int value, size_t bytes) {
   Device& device = TheDevice();
+  if (bytes == 0) return device.last_error();
   if (!device.IsPlace(to, bytes, true)) return cudaErrorInvalidValue;
   device.Open();
-  if (bytes != 0) std::memset(to, value, bytes);
+  std::memset(to, value, bytes);
   device.Close();
   return device.last_error();
 }

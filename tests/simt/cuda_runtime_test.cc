@@ -62,6 +62,7 @@ TEST(CudaRuntimeTest, CopiesKnowWhereMemoryIs) {
   EXPECT_EQ(cudaMemcpy(host, host, 16, cudaMemcpyDeviceToHost), cudaErrorInvalidValue);
   EXPECT_EQ(cudaMemset(host, 0, 16), cudaErrorInvalidValue);
   EXPECT_EQ(cudaMemset(device, 0, 16), cudaSuccess);
+  EXPECT_EQ(cudaMemcpy(nullptr, host, 0, cudaMemcpyHostToDevice), cudaSuccess);
   EXPECT_EQ(cudaFree(device), cudaSuccess);
 }
 
