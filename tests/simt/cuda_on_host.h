@@ -39,6 +39,10 @@ inline void __syncwarp(unsigned int mask = 0xffffffffu, SimtPlace place = SimtPl
 // Launches run their CTAs one after another in one host thread: memory is always coherent.
 inline void __threadfence() {}
 
+inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
 inline unsigned int __ballot_sync(unsigned int mask, int predicate,
                                   SimtPlace place = SimtPlace::Here()) {
   return semkv::simt::Ballot(mask, predicate != 0, place);
