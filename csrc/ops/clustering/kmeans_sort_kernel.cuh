@@ -71,10 +71,15 @@ __device__ inline uint32_t LanesWithLabel(uint32_t lanes, int32_t label, int32_t
 __device__ inline void PlacePoints(const KMeansTask& task, const SortCta& cta) {
   int32_t* next = cta.counts + cta.warp * cta.num_labels;
   const uint32_t lanes_below = (1u << cta.lane) - 1;
+  const auto label_of = [&](int32_t point) {
+    return point < cta.end ? static_cast<int32_t>(task.labels[point]) : 0;
+  };
+  int32_t ahead = label_of(cta.begin + cta.lane);
   for (int32_t first = cta.begin; first < cta.end; first += kWarpSize) {
     const int32_t point = first + cta.lane;
     const bool is_point = point < cta.end;
-    const int32_t label = is_point ? task.labels[point] : 0;
+    const int32_t label = ahead;
+    ahead = label_of(point + kWarpSize);
     const uint32_t points = __ballot_sync(kAllLanes, is_point);
     const uint32_t alike = LanesWithLabel(points, label, cta.num_labels);
     const int32_t place = is_point ? next[label] : 0;

@@ -255,6 +255,20 @@ TEST(KMeansSimtTest, PointsThatAreNotOrdinaryHarmNoOthers) {
   }
 }
 
+// Less the mean, a centroid of float16's largest number is beyond float16.
+TEST(KMeansSimtTest, TheLargestNumbersOfFloat16) {
+  std::mt19937_64 rng(14);
+  KMeansCase c;
+  c.dtype = DType::kFloat16;
+  c.data = KMeansData::kNormal;
+  c.draws = false;
+  c.sizes = {{64, 2}};
+  KMeansInput input(c, rng);
+  for (int32_t i = 0; i < 64; ++i) input.Set(0, i, 3, i == 32 ? 65504.0f : -65504.0f);
+  RunSimt(input);
+  for (int32_t i = 0; i < 64; ++i) EXPECT_EQ(input.Label(0, i), i == 32 ? 1 : 0) << i;
+}
+
 TEST(KMeansSimtTest, ADoneProblemStaysAsItIs) {
   std::mt19937_64 rng(10);
   KMeansCase c;
