@@ -136,7 +136,7 @@ __device__ inline int32_t FindOrdinary(const KMeansTask& task, const int32_t* co
     before += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
   }
   const uint32_t lanes_below = (1u << lane) - 1;
-  for (int32_t point = part * kKMeansPartPoints;; point += kWarpSize) {
+  for (int32_t point = part * kKMeansPartPoints; point < task.num_points; point += kWarpSize) {
     const bool is_ordinary =
         point + lane < task.num_points && task.labels[point + lane] < task.num_lists;
     const uint32_t ordinary = __ballot_sync(kAllLanes, is_ordinary);
@@ -145,6 +145,7 @@ __device__ inline int32_t FindOrdinary(const KMeansTask& task, const int32_t* co
     if (found != 0) return point + __ffs(static_cast<int>(found)) - 1;
     before += __popc(ordinary);
   }
+  return 0;  // only if something else writes the labels meanwhile; a kernel must not hang on that
 }
 
 // grid = (padded lists / warps, problems); a warp has a list.
