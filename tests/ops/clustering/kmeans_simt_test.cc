@@ -293,6 +293,31 @@ TEST(KMeansSimtTest, ADoneProblemStaysAsItIs) {
   EXPECT_EQ(more.iterations_done, RunReference(input).iterations_done);
 }
 
+// A problem is done when few labels change, not when none do: its centroids stay those that its
+// labels are the nearest of.
+TEST(KMeansSimtTest, ALabelThatChangedLastMovesNoCentroid) {
+  KMeansCase c;
+  c.dtype = DType::kFloat16;
+  c.iterations = 60;
+  c.sizes = {{1500, 12}};
+  for (uint64_t seed = 1; seed < 100; ++seed) {
+    std::mt19937_64 rng(seed);
+    KMeansInput input(c, rng);
+    const Result last = RunReference(input);
+    input.params.iterations = last.iterations_done[0] - 1;
+    if (last.iterations_done[0] > 20 || RunReference(input).labels == last.labels) continue;
+    input.params.iterations = last.iterations_done[0];
+    const Result exactly = RunSimt(input);
+    input.params.iterations += 2;
+    const Result more = RunSimt(input);
+    ASSERT_EQ(more.iterations_done, last.iterations_done) << "seed " << seed;
+    EXPECT_EQ(more.labels, exactly.labels);
+    EXPECT_EQ(more.centroids, exactly.centroids);
+    return;
+  }
+  FAIL() << "no such problem";
+}
+
 TEST(KMeansSimtTest, EveryScheduleGivesTheSameBits) {
   std::mt19937_64 rng(11);
   KMeansCase c;
