@@ -1,0 +1,217 @@
+// KMeansCuda on the machine's GPU over the cases of every form; without a GPU only that it says so.
+
+#include "csrc/ops/clustering/kmeans_cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <vector>
+
+#include "tests/cuda/device_copy.h"
+#include "tests/ops/clustering/kmeans_cases.h"
+#include "tests/testing/random.h"
+
+namespace semkv {
+namespace {
+
+using testing::DeviceCopy;
+using testing::HasDevice;
+using testing::KMeansCase;
+using testing::KMeansInput;
+
+KMeansPlan PlanFor(const KMeansParams& p) {
+  return PlanKMeans(p.num_problems, p.head_dim, p.max_points, p.max_lists, p.iterations);
+}
+
+// The device's copy of a problem, its outputs and a workspace of random bytes.
+class DeviceKMeans {
+ public:
+  explicit DeviceKMeans(const KMeansInput& input)
+      : plan_(PlanFor(input.params)),
+        params_(input.params),
+        labels_(input.labels),
+        offsets_(input.offsets),
+        members_(input.members),
+        centroids_(input.centroids),
+        objectives_(input.objectives),
+        iterations_done_(input.iterations_done),
+        workspace_(std::vector<uint8_t>(KMeansCudaWorkspaceBytes(plan_), 0xa5)) {
+    std::vector<KMeansProblem> problems = input.problems;
+    for (size_t i = 0; i < problems.size(); ++i) {
+      problems[i].points = nullptr;
+      if (!input.points[i].empty())
+        problems[i].points = inputs_.emplace_back(input.points[i]).data();
+    }
+    params_.problems = static_cast<const KMeansProblem*>(inputs_.emplace_back(problems).data());
+    if (params_.draws != nullptr) {
+      params_.draws = static_cast<const uint64_t*>(inputs_.emplace_back(input.draws).data());
+    }
+    params_.labels = static_cast<uint16_t*>(labels_.data());
+    params_.offsets = offsets_.data();
+    params_.members = members_.data();
+    params_.centroids = static_cast<float*>(centroids_.data());
+    params_.objectives = static_cast<float*>(objectives_.data());
+    params_.iterations_done = static_cast<int32_t*>(iterations_done_.data());
+  }
+  DeviceKMeans(const DeviceKMeans&) = delete;
+  DeviceKMeans& operator=(const DeviceKMeans&) = delete;
+
+  cudaError_t Enqueue(cudaStream_t stream) {
+    return KMeansCuda(params_, plan_, workspace_.data(), KMeansCudaWorkspaceBytes(plan_), stream);
+  }
+
+  void Read(KMeansInput& input) const {
+    const auto read = [](const DeviceCopy& copy, auto& to) {
+      const std::vector<uint8_t> bytes = copy.Read();
+      std::memcpy(to.data(), bytes.data(), bytes.size());
+    };
+    read(labels_, input.labels);
+    read(offsets_, input.offsets);
+    read(members_, input.members);
+    read(centroids_, input.centroids);
+    read(objectives_, input.objectives);
+    read(iterations_done_, input.iterations_done);
+  }
+
+ private:
+  const KMeansPlan plan_;
+  KMeansParams params_;
+  std::deque<DeviceCopy> inputs_;
+  DeviceCopy labels_, offsets_, members_, centroids_, objectives_, iterations_done_, workspace_;
+};
+
+void RunCuda(KMeansInput& input) {
+  input.Reset();
+  DeviceKMeans device(input);
+  ASSERT_EQ(device.Enqueue(nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  device.Read(input);
+}
+
+void ExpectCudaIsAsGoodAsReference(KMeansInput& input) {
+  input.Reset();
+  KMeansReference(input.params);
+  const std::vector<float> expected = input.objectives;
+  RunCuda(input);
+  testing::ExpectResult(input);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_NEAR(input.objectives[i], expected[i], 0.005 * expected[i] + 1e-3) << "problem " << i;
+  }
+}
+
+TEST(KMeansCudaTest, LabelsOfExactProductsEqualTheReference) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  std::mt19937_64 rng(1);
+  for (int32_t head_dim : testing::kKMeansHeadDims) {
+    for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      KMeansCase c;
+      c.head_dim = head_dim;
+      c.dtype = dtype;
+      c.data = testing::KMeansData::kIntegers;
+      c.iterations = 0;
+      c.sizes = {{300, 70}, {40, 33}, {2, 1}};
+      KMeansInput input(c, rng);
+      KMeansReference(input.params);
+      const std::vector<uint16_t> labels = input.labels;
+      RunCuda(input);
+      EXPECT_EQ(input.labels, labels);
+    }
+  }
+}
+
+TEST(KMeansCudaTest, IsAsGoodAsTheReference) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  std::mt19937_64 rng(3);
+  for (KMeansMetric metric : {KMeansMetric::kCenteredL2, KMeansMetric::kCosine}) {
+    KMeansCase c;
+    c.head_dim = 128;
+    c.metric = metric;
+    c.sizes = testing::OddSizes();
+    c.sizes.push_back({8192, 256});
+    KMeansInput odd(c, rng);
+    ExpectCudaIsAsGoodAsReference(odd);
+    c.sizes = {{70000, 64}};
+    c.iterations = 2;
+    KMeansInput large(c, rng);
+    ExpectCudaIsAsGoodAsReference(large);
+  }
+}
+
+TEST(KMeansCudaTest, RandomCases) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  const uint64_t seed = testing::TestSeed(4);
+  for (int round = 0; round < 40 * testing::SoakFactor(); ++round) {
+    SEMKV_TRACE_SEED(seed + round);
+    std::mt19937_64 rng(seed + round);
+    KMeansInput input(testing::RandomKMeansCase(rng), rng);
+    if (round % 2 == 0) testing::AddExtraordinaryPoints(input, rng);
+    RunCuda(input);
+    testing::ExpectResult(input);
+  }
+}
+
+// A captured run gives the bits of a direct one, each time that it is replayed.
+TEST(KMeansCudaTest, MayBeCaptured) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  std::mt19937_64 rng(5);
+  KMeansCase c;
+  c.sizes = {{3000, 100}, {500, 20}};
+  KMeansInput input(c, rng);
+  RunCuda(input);
+  const std::vector<uint8_t> members = input.members;
+  const std::vector<float> centroids = input.centroids;
+  input.Reset();
+  DeviceKMeans device(input);
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  ASSERT_EQ(device.Enqueue(stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    device.Read(input);
+    EXPECT_EQ(input.members, members);
+    EXPECT_EQ(input.centroids, centroids);
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+TEST(KMeansCudaTest, ALaunchWithoutADeviceReturnsItsError) {
+  if (HasDevice()) GTEST_SKIP() << "there is a GPU";
+  std::mt19937_64 rng(1);
+  KMeansInput input(KMeansCase(), rng);
+  const KMeansPlan plan = PlanFor(input.params);
+  EXPECT_NE(KMeansCuda(input.params, plan, nullptr, KMeansCudaWorkspaceBytes(plan), nullptr),
+            cudaSuccess);
+}
+
+TEST(KMeansCudaTest, BadBoundsAreRefusedAndNoProblemsAreASuccess) {
+  std::mt19937_64 rng(1);
+  KMeansInput input(KMeansCase(), rng);
+  KMeansParams params = input.params;
+  KMeansPlan plan = PlanFor(params);
+  const size_t bytes = KMeansCudaWorkspaceBytes(plan);
+  EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes - 1, nullptr), cudaErrorInvalidValue);
+  params.max_lists += 1;
+  EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes, nullptr), cudaErrorInvalidValue);
+  params = input.params;
+  params.dtype = DType::kFloat32;
+  EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes, nullptr), cudaErrorInvalidValue);
+  params = input.params;
+  params.num_problems = 0;
+  plan = PlanFor(params);
+  EXPECT_EQ(KMeansCuda(params, plan, nullptr, KMeansCudaWorkspaceBytes(plan), nullptr),
+            cudaSuccess);
+}
+
+}  // namespace
+}  // namespace semkv
