@@ -46,7 +46,7 @@ void CommitCopies();
 void WaitForCopies(int groups);
 
 // *p = f(*p, x) as one step that does not race with another atomic; returns the old *p.
-enum class AtomicKind { kAdd, kMax, kOr, kExchange };
+enum class AtomicKind { kAdd, kMax, kOr, kAnd, kExchange };
 template <typename T>
 T Atomic(AtomicKind kind, T* p, T x, Place place);
 template <typename T>
