@@ -142,11 +142,11 @@ __device__ inline int32_t FindView(const SelectView* views, int32_t num_views, i
 }
 
 // Loads orders and ranges of all lists and returns the best rank. keys(list, view) is the key of a
-// list. A warp has consecutive lists, of which it asks for kBatch x 32 at once.
+// list. A warp has consecutive lists, of which it asks for Keys::kBatch x 32 at once.
 template <typename Keys>
 __device__ inline uint64_t LoadLists(const Keys& keys, SelectCounts counts, int32_t thread,
                                      const SelectMemory& memory, SelectShared& shared) {
-  constexpr int32_t kBatch = 5;
+  constexpr int32_t kBatch = Keys::kBatch;
   const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int32_t warp_lists = CeilDiv(counts.lists, kSelectThreads) * kWarpSize;
   const int32_t begin = warp * warp_lists;

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 
+#include "csrc/ops/retrieval/score_lists.h"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/select_lists_plan.h"
 
@@ -26,6 +27,16 @@ namespace semkv {
 // do not fit shared memory, and a workspace that is too small.
 cudaError_t SelectListsCuda(const SelectListsParams& params, const SelectListsPlan& plan,
                             void* workspace, size_t workspace_bytes, cudaStream_t stream);
+
+// ScoreListsCuda and SelectListsCuda in two kernels: the second makes keys of scores on the chip
+// and selects by them. What a decode step enqueues. If score.keys is null keys are written nowhere;
+// select.keys is not read. `workspace` is 64-byte aligned device memory of
+// RetrieveCudaWorkspaceBytes; all else as above.
+//
+// REQUIRES: `score` and `select` describe the same rows and views.
+cudaError_t RetrieveCuda(const ScoreListsParams& score, const SelectListsParams& select,
+                         const RetrievePlan& plan, void* workspace, size_t workspace_bytes,
+                         cudaStream_t stream);
 
 }  // namespace semkv
 

@@ -9,10 +9,12 @@
 #ifndef SEMKV_OPS_RETRIEVAL_SELECT_LISTS_KERNEL_CUH_
 #define SEMKV_OPS_RETRIEVAL_SELECT_LISTS_KERNEL_CUH_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
+#include "csrc/ops/retrieval/score_lists_keys.cuh"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/select_lists_batch.cuh"
 #include "csrc/ops/retrieval/select_lists_plan.h"
@@ -86,6 +88,8 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
 }
 
 struct KeysInMemory {
+  static constexpr int32_t kBatch = 5;  // 9,400 lists, 128k tokens of both partitions, are two
+
   const float* keys;
 
   __device__ float operator()(int32_t list, const SelectView&) const { return keys[list]; }
@@ -101,6 +105,56 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   const SelectCounts counts = LoadViews(p.op, task, thread, memory, shared);
   const KeysInMemory keys = {p.op.keys + task * p.op.keys_stride};
   SelectTask(p, task, keys, counts, thread, memory, shared);
+}
+
+// What RetrieveKernel gets: of score_lists, the workspace that its first launch filled.
+struct RetrieveKernelParams {
+  SelectListsKernelParams select;
+  ScoreWorkspace scores;
+  float* keys = nullptr;  // out: as ScoreListsParams::keys; may be null
+  int64_t keys_stride = 0;
+  int32_t max_tiles = 0;
+};
+
+struct KeysOfScores {
+  static constexpr int32_t kBatch = 2;  // more would spill
+
+  const float* scores;
+  int64_t stride;
+  int32_t heads;
+  GroupRank rank;
+  const KeyShared& shared;
+  float* keys;
+
+  __device__ float operator()(int32_t list, const SelectView& view) const {
+    const float key = KeyOf(scores + list, stride, heads, rank, shared.max[view.partition],
+                            shared.inverse_sum[view.partition]);
+    if (keys != nullptr) keys[list] = key;
+    return key;
+  }
+};
+
+// grid = tasks. score_lists' second launch and select_lists in one: keys stay on the chip.
+__global__ void __launch_bounds__(kSelectThreads, 1)
+    RetrieveKernel(const __grid_constant__ RetrieveKernelParams p) {
+  SelectShared& shared = SharedMemory<SelectShared>();
+  KeyShared& key_shared = SharedMemory<KeyShared>();
+  const int64_t task = blockIdx.x;
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t heads = p.select.op.heads_per_selection;
+  const SelectMemory memory = SelectMemoryAt(DynamicSharedMemory(), p.select, task);
+  const SelectCounts counts = LoadViews(p.select.op, task, thread, memory, shared);
+  int32_t* partitions = memory.bins;
+  LoadPartitions<kSelectThreads>(p.scores.tiles + task * p.max_tiles, p.max_tiles, thread,
+                                 partitions, key_shared);
+  MergeHeads<kSelectThreads>(p.scores, p.max_tiles, task, heads, thread, partitions, key_shared);
+  const KeysOfScores keys = {p.scores.scores + task * heads * p.scores.stride,
+                             p.scores.stride,
+                             heads,
+                             p.select.op.rows[task / p.select.op.num_selections].rank,
+                             key_shared,
+                             p.keys != nullptr ? p.keys + task * p.keys_stride : nullptr};
+  SelectTask(p.select, task, keys, counts, thread, memory, shared);
 }
 
 // What the kernels refuse: other geometry than the plan's, or more than they have room for.
@@ -126,6 +180,29 @@ inline SelectListsKernelParams MakeSelectListsKernelParams(const SelectListsPara
   return p;
 }
 
+// Besides what score_lists refuses.
+inline bool RetrieveCudaServes(const ScoreListsParams& score, const SelectListsParams& select,
+                               const RetrievePlan& plan) {
+  return score.num_rows == select.num_rows && score.num_selections == select.num_selections &&
+         score.num_heads == select.num_selections * select.heads_per_selection &&
+         plan.score.max_tiles <= kSelectMarks && SelectListsCudaServes(select, plan.select);
+}
+
+inline RetrieveKernelParams MakeRetrieveKernelParams(const ScoreListsParams& score,
+                                                     const SelectListsParams& select,
+                                                     const RetrievePlan& plan, void* workspace) {
+  RetrieveKernelParams p;
+  size_t score_bytes = 0;
+  p.scores = LayOutScoreWorkspace(plan.score, workspace, &score_bytes);
+  p.select = MakeSelectListsKernelParams(select, plan.select,
+                                         static_cast<std::byte*>(workspace) + score_bytes);
+  p.keys = score.keys;
+  p.keys_stride = score.keys_stride;
+  p.max_tiles = plan.score.max_tiles;
+  return p;
+}
+
+// Of both kernels.
 inline LaunchShape SelectListsShape(const SelectListsPlan& plan) {
   LaunchShape shape;
   shape.grid_x = static_cast<uint32_t>(int64_t{plan.num_rows} * plan.num_selections);

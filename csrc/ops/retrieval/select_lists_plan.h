@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/retrieval/inverted_lists.h"
+#include "csrc/ops/retrieval/score_lists_plan.h"
 #include "semkv/types.h"
 
 namespace semkv {
@@ -96,6 +98,25 @@ inline size_t SelectListsCudaWorkspaceBytes(const SelectListsPlan& plan) {
   if (plan.lists_in_shared) return 0;
   return static_cast<size_t>(int64_t{plan.num_rows} * plan.num_selections *
                              SelectListsStride(plan) * 8);
+}
+
+// Of scoring and selecting in two launches (RetrieveCuda).
+struct RetrievePlan {
+  ScoreListsPlan score;
+  SelectListsPlan select;
+};
+
+// Bounds as of PlanScoreLists and PlanSelectLists.
+inline RetrievePlan PlanRetrieve(int32_t num_rows, int32_t num_heads, int32_t num_selections,
+                                 int32_t head_dim, CentroidForm form, int32_t max_row_tokens,
+                                 int32_t max_lists, int32_t max_views) {
+  return {PlanScoreLists(num_rows, num_heads, num_selections, head_dim, form, max_lists, max_views),
+          PlanSelectLists(num_rows, num_selections, max_row_tokens, max_lists, max_views)};
+}
+
+// Scores first; a multiple of 64 bytes.
+inline size_t RetrieveCudaWorkspaceBytes(const RetrievePlan& plan) {
+  return ScoreListsCudaWorkspaceBytes(plan.score) + SelectListsCudaWorkspaceBytes(plan.select);
 }
 
 }  // namespace semkv
