@@ -4,6 +4,8 @@
 
 namespace semkv {
 
+template __global__ void ScanBlock<32>(const int32_t*, const uint64_t*, int32_t*, int32_t*,
+                                       uint64_t*);
 template __global__ void Product<DType::kFloat16>(const uint16_t*, const uint16_t*, const float*,
                                                   float*);
 template __global__ void Product<DType::kBFloat16>(const uint16_t*, const uint16_t*, const float*,

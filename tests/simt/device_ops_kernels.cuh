@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "csrc/ops/cuda/block_scan.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
 #include "csrc/ops/cuda/mma.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
@@ -25,6 +26,22 @@ __device__ inline void Synchronise() {
 __global__ void Reduce(const float* x, float* sums, float* maxima) {
   sums[threadIdx.x] = WarpSum(x[threadIdx.x]);
   maxima[threadIdx.x] = WarpMax(x[threadIdx.x]);
+}
+
+// Twice with the same scratch.
+template <int32_t kWarps>
+__global__ void ScanBlock(const int32_t* x, const uint64_t* y, int32_t* below, int32_t* totals,
+                          uint64_t* minima) {
+  BlockScratch& scratch = SharedMemory<BlockScratch>();
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  for (int32_t round = 0; round < 2; ++round) {
+    const int32_t i = round * kWarps * kWarpSize + thread;
+    const BlockSum sum = SumOverBlock<kWarps>(x[i], thread, scratch);
+    below[i] = sum.below;
+    totals[i] = sum.total;
+    minima[i] = MinOverBlock<kWarps>(y[i], thread, scratch);
+    __syncthreads();
+  }
 }
 
 // Fragments by the table of the PTX manual, from plain row-major matrices.

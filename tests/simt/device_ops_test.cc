@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -43,6 +44,41 @@ TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
     EXPECT_TRUE(std::isnan(sums[i]));
     EXPECT_EQ(maxima[i], -9.0f);
   }
+}
+
+template <int32_t kWarps>
+void ExpectScan() {
+  constexpr int32_t kThreads = kWarps * kWarpSize;
+  std::mt19937_64 rng(kWarps);
+  std::vector<int32_t> x(2 * kThreads), below(x.size()), totals(x.size());
+  std::vector<uint64_t> y(x.size()), minima(x.size());
+  for (int32_t& value : x) value = static_cast<int32_t>(rng() % 2001) - 1000;
+  for (uint64_t& value : y) value = rng();
+  const LaunchOptions options = {
+      {Of("x", x, Access::kRead), Of("y", y, Access::kRead), Of("below", below, Access::kReadWrite),
+       Of("totals", totals, Access::kReadWrite), Of("minima", minima, Access::kReadWrite)}};
+  LaunchShape shape;
+  shape.threads = kThreads;
+  const LaunchReport report = Launch(shape, options, [&] {
+    ScanBlock<kWarps>(x.data(), y.data(), below.data(), totals.data(), minima.data());
+  });
+  EXPECT_EQ(report.Errors(), "");
+  for (int32_t round = 0; round < 2; ++round) {
+    const int32_t first = round * kThreads;
+    int32_t sum = 0;
+    for (int32_t i = first; i < first + kThreads; sum += x[i++]) EXPECT_EQ(below[i], sum) << i;
+    const uint64_t least = *std::min_element(y.begin() + first, y.begin() + first + kThreads);
+    for (int32_t i = first; i < first + kThreads; ++i) {
+      EXPECT_EQ(totals[i], sum);
+      EXPECT_EQ(minima[i], least);
+    }
+  }
+}
+
+TEST(BlockScanTest, EveryThreadGetsTheSumBelowTheTotalAndTheMinimum) {
+  ExpectScan<1>();
+  ExpectScan<5>();
+  ExpectScan<32>();
 }
 
 template <DType kDType>

@@ -118,9 +118,11 @@ TEST_P(SelectListsSimtCaseTest, SelectsWhatTheReferenceSelects) {
 }
 
 TEST_P(SelectListsSimtCaseTest, TokensThatAreAlwaysTakenComeBeforeLists) {
-  RetrievalInput input(GetParam(), 5);
+  RetrievalCase c = GetParam();
+  c.contexts = {std::min(c.contexts[0], 1500)};
+  RetrievalInput input(c, 5);
   ScoreListsReference(input.Score());
-  const testing::EverySeventh seventh(GetParam(), input.num_tasks());
+  const testing::EverySeventh seventh(c, input.num_tasks());
   SelectListsParams p = input.Select();
   p.always = seventh.always.data();
   const Selected expected = SelectReference(input, p);
@@ -164,17 +166,15 @@ TEST(SelectListsSimtTest, BudgetsGreaterThanAWindow) {
   c.num_heads = c.num_selections = 1;
   c.head_dim = 16;
   c.segment_tokens = 8192;
-  for (const int32_t budget : {4063 + 80, 4064 + 80, 9000, 19999, 20000, 20001}) {
-    for (const TrimKeep trim : {TrimKeep::kMostRecent, TrimKeep::kEarliest}) {
-      SCOPED_TRACE(std::to_string(budget));
-      c.budget = budget;
-      c.trim = trim;
-      c.mass_target = budget == 9000 ? 0.4f : 0.0f;
-      RetrievalInput input(c, budget);
-      ScoreListsReference(input.Score());
-      const Selected expected = SelectReference(input);
-      EXPECT_EQ(SelectSimt(input, 1), expected);
-    }
+  for (const int32_t budget : {4064 + 80, 9000, 19999, 20001}) {
+    SCOPED_TRACE(std::to_string(budget));
+    c.budget = budget;
+    c.trim = budget == 19999 ? TrimKeep::kEarliest : TrimKeep::kMostRecent;
+    c.mass_target = budget == 9000 ? 0.4f : 0.0f;
+    RetrievalInput input(c, budget);
+    ScoreListsReference(input.Score());
+    const Selected expected = SelectReference(input);
+    EXPECT_EQ(SelectSimt(input, 1), expected);
   }
 }
 
