@@ -1,4 +1,5 @@
-// Prefix sums and minima over a warp and over a CTA of whole warps. All lanes, or all threads, call.
+// Prefix sums and minima over a warp and over a CTA of whole warps. All lanes, or all threads,
+// call.
 
 #ifndef SEMKV_OPS_CUDA_BLOCK_SCAN_CUH_
 #define SEMKV_OPS_CUDA_BLOCK_SCAN_CUH_

@@ -141,8 +141,29 @@ __device__ inline int32_t FindView(const SelectView* views, int32_t num_views, i
   return low;
 }
 
-// Loads orders and ranges of all lists and returns the best rank. keys(list, view) is the key of a
-// list. A warp has consecutive lists, of which it asks for Keys::kBatch x 32 at once.
+// Per thread: the view that its list lies in, in registers; a thread's lists ascend.
+struct ViewCursor {
+  int32_t view, first_list, end, partition;
+  const uint16_t* offsets;
+
+  __device__ void Enter(const SelectView* views, int32_t v) {
+    view = v;
+    first_list = views[v].first_list;
+    end = views[v + 1].first_list;
+    partition = views[v].partition;
+    offsets = views[v].offsets;
+  }
+
+  __device__ void Advance(const SelectView* views, int32_t list) {
+    if (list < end) return;
+    int32_t v = view + 1;
+    while (list >= views[v + 1].first_list) ++v;
+    Enter(views, v);
+  }
+};
+
+// Loads orders and ranges of all lists and returns the best rank. keys(list, partition) is the key
+// of a list. A warp has consecutive lists, of which it asks for Keys::kBatch x 32 at once.
 template <typename Keys>
 __device__ inline uint64_t LoadLists(const Keys& keys, SelectCounts counts, int32_t thread,
                                      const SelectMemory& memory, SelectShared& shared) {
@@ -152,7 +173,10 @@ __device__ inline uint64_t LoadLists(const Keys& keys, SelectCounts counts, int3
   const int32_t begin = warp * warp_lists;
   const int32_t end = begin + warp_lists < counts.lists ? begin + warp_lists : counts.lists;
   uint64_t best = kSelectEndOfRanks;
-  int32_t v = begin + lane < end ? FindView(memory.views, counts.views, begin + lane) : 0;
+  ViewCursor cursor = {};
+  if (begin + lane < end) {
+    cursor.Enter(memory.views, FindView(memory.views, counts.views, begin + lane));
+  }
   for (int32_t block = begin; block < end; block += kBatch * kWarpSize) {
     float key[kBatch];
     int32_t offset[kBatch], behind[kBatch];  // -1: the next lane has it
@@ -161,13 +185,11 @@ __device__ inline uint64_t LoadLists(const Keys& keys, SelectCounts counts, int3
       key[b] = -1.0f;
       offset[b] = behind[b] = -1;
       if (i >= end) continue;
-      while (i >= memory.views[v + 1].first_list) ++v;
-      const SelectView& view = memory.views[v];
-      const uint16_t* at = view.offsets + (i - view.first_list);
-      const bool is_last = i + 1 == end || i + 1 == memory.views[v + 1].first_list;
+      cursor.Advance(memory.views, i);
+      const uint16_t* at = cursor.offsets + (i - cursor.first_list);
       offset[b] = at[0];
-      if (is_last || lane == kWarpSize - 1) behind[b] = at[1];
-      key[b] = keys(i, view);
+      if (i + 1 == end || i + 1 == cursor.end || lane == kWarpSize - 1) behind[b] = at[1];
+      key[b] = keys(i, cursor.partition);
     }
     for (int32_t b = 0; b < kBatch; ++b) {
       const int32_t i = block + b * kWarpSize + lane;
@@ -206,6 +228,9 @@ struct SelectBatch {
   __device__ uint64_t Bin(uint32_t order, int32_t list) const {
     return (RankOf(order, list) - origin) >> shift;
   }
+
+  // The least rank beyond.
+  __device__ uint64_t End() const { return origin + (static_cast<uint64_t>(bins) << shift); }
 };
 
 // Per thread: looks whether the bin whose lists have `members`, after `before`, is the one.
@@ -263,8 +288,12 @@ __device__ inline SelectBatch ChooseBatch(uint64_t origin, int32_t wanted, int32
 __device__ inline void PlaceCandidates(const SelectBatch& batch, SelectCounts counts,
                                        int32_t thread, const SelectMemory& memory,
                                        SelectShared& shared) {
+  const uint64_t last = batch.End() - 1;
+  const uint32_t last_order = static_cast<uint32_t>(last >> kSelectListBits);
   for (int32_t i = thread; i < counts.lists; i += kSelectThreads) {
-    const uint64_t bin = batch.Bin(memory.orders[i], i);
+    const uint32_t order = memory.orders[i];
+    if (order > last_order) continue;  // most lists
+    const uint64_t bin = batch.Bin(order, i);
     if (bin >= static_cast<uint32_t>(batch.bins)) continue;
     const int32_t c = atomicAdd(&shared.num_candidates, 1);
     const int32_t view = FindView(memory.views, counts.views, i);

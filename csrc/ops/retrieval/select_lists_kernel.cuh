@@ -51,7 +51,7 @@ __device__ inline int32_t TakeBatch(const SelectListsParams& p, int64_t task,
   return room;
 }
 
-// Per CTA: selects for one (row, selection). keys(list, view) is the key of a list; what it needs
+// Per CTA: selects for one (row, selection). keys is as in LoadLists; what it needs
 // of shared memory may lie where memory.bins is.
 template <typename Keys>
 __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task, const Keys& keys,
@@ -75,8 +75,7 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
     PlaceCandidates(batch, counts, thread, memory, shared);
     room = TakeBatch(p.op, task, batch, room, thread, memory, shared);
     if (room <= 0) break;
-    const uint64_t behind = batch.origin + (static_cast<uint64_t>(batch.bins) << batch.shift);
-    origin = BestRankFrom(behind, counts.lists, thread, memory, shared);
+    origin = BestRankFrom(batch.End(), counts.lists, thread, memory, shared);
   }
   __syncthreads();
   if (shared.has_excluded != 0) {
@@ -88,11 +87,11 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
 }
 
 struct KeysInMemory {
-  static constexpr int32_t kBatch = 5;  // 9,400 lists, 128k tokens of both partitions, are two
+  static constexpr int32_t kBatch = 4;  // more would spill
 
   const float* keys;
 
-  __device__ float operator()(int32_t list, const SelectView&) const { return keys[list]; }
+  __device__ float operator()(int32_t list, int32_t) const { return keys[list]; }
 };
 
 // grid = tasks
@@ -126,9 +125,9 @@ struct KeysOfScores {
   const KeyShared& shared;
   float* keys;
 
-  __device__ float operator()(int32_t list, const SelectView& view) const {
-    const float key = KeyOf(scores + list, stride, heads, rank, shared.max[view.partition],
-                            shared.inverse_sum[view.partition]);
+  __device__ float operator()(int32_t list, int32_t partition) const {
+    const float key = KeyOf(scores + list, stride, heads, rank, shared.max[partition],
+                            shared.inverse_sum[partition]);
     if (keys != nullptr) keys[list] = key;
     return key;
   }

@@ -30,7 +30,7 @@ constexpr int32_t kSelectListBits = 20;
 constexpr int32_t kSelectMaxRowTokens = 1 << kSelectPositionBits;
 constexpr int32_t kSelectMaxLists = 1 << kSelectListBits;  // per (row, selection)
 constexpr int32_t kSelectMaxViews = 1 << (32 - kSelectListBits);
-// Of sm_80's 163 KiB and sm_90's 227 KiB the latter, less what the kernel has statically.
+// Of sm_90's 227 KiB, less what the kernels have statically.
 constexpr int32_t kSelectMaxSharedBytes = 224 * 1024;
 
 // What selection needs of a view, in shared memory.

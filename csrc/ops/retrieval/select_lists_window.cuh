@@ -53,18 +53,23 @@ __device__ inline void MarkExcluded(const SelectListsParams& p, int64_t task, in
 __device__ inline int32_t TakeEnds(const SelectListsParams& p, int64_t task, int32_t num_views,
                                    int32_t thread, uint32_t* taken, SelectShared& shared) {
   const RetrievalRow& row = p.rows[task / p.num_selections];
-  const int32_t tokens = row.num_tokens, recent = tokens - row.num_recent;
+  const int32_t tokens = row.num_tokens;
+  const int32_t recent = tokens > row.num_recent ? tokens - row.num_recent : 0;
   const int32_t sinks = row.num_sinks < tokens ? row.num_sinks : tokens;
   const int32_t words = CeilDiv(tokens, 32);
-  for (int32_t w = thread; w < words; w += kSelectThreads) taken[w] = 0;
+  for (int32_t i = thread; i < CeilDiv(words, 4); i += kSelectThreads) {
+    Store(taken + 4 * i, Vec16{});
+  }
   if (thread == 0) shared.has_excluded = 0;
   __syncthreads();
   MarkExcluded(p, task, num_views, tokens, Excluded::kTake, thread, taken, shared);
   __syncthreads();
+  const int32_t sink_words = CeilDiv(sinks, 32);
+  const int32_t recent_word = recent / 32 > sink_words ? recent / 32 : sink_words;
   int32_t count = 0;
-  for (int32_t w = thread; w < words; w += kSelectThreads) {
+  for (int32_t i = thread; i < sink_words + words - recent_word; i += kSelectThreads) {
+    const int32_t w = i < sink_words ? i : i - sink_words + recent_word;
     const uint32_t bits = BitsOfRange(w, 0, sinks) | BitsOfRange(w, recent, tokens);
-    if (bits == 0) continue;
     count += __popc(bits & ~taken[w]);
     taken[w] |= bits;
   }
@@ -209,7 +214,8 @@ __device__ inline SelectMembers LoadMembers(int32_t base, int32_t count, int32_t
     const int32_t i = base + m - memory.first[c];
     const int32_t at =
         static_cast<int32_t>(range & 0xffff) + (trim == TrimKeep::kMostRecent ? size - 1 - i : i);
-    const int32_t position = view.first_position + (view.members != nullptr ? view.members[at] : at);
+    const int32_t member = view.members != nullptr ? view.members[at] : at;
+    const int32_t position = view.first_position + member;
     if (position < num_tokens) members.positions[k] = position;
   }
   return members;
