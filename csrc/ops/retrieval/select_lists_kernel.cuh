@@ -116,7 +116,7 @@ struct RetrieveKernelParams {
 };
 
 struct KeysOfScores {
-  static constexpr int32_t kBatch = 2;  // more would spill
+  static constexpr int32_t kBatch = 1;  // more would spill
 
   const float* scores;
   int64_t stride;
