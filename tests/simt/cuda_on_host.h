@@ -57,6 +57,8 @@ inline int __all_sync(unsigned int mask, int predicate, SimtPlace place = SimtPl
   return semkv::simt::Ballot(mask, predicate != 0, place) == mask;
 }
 
+__device__ inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+
 template <typename T>
 __device__ inline T __shfl_sync(unsigned int mask, T value, int lane, int width = 32,
                                 SimtPlace place = SimtPlace::Here()) {
@@ -111,6 +113,11 @@ T atomicMin(T* p, T x, SimtPlace place = SimtPlace::Here()) {
 template <typename T>
 T atomicOr(T* p, T x, SimtPlace place = SimtPlace::Here()) {
   return semkv::simt::Atomic(semkv::simt::AtomicKind::kOr, p, x, place);
+}
+
+template <typename T>
+T atomicAnd(T* p, T x, SimtPlace place = SimtPlace::Here()) {
+  return semkv::simt::Atomic(semkv::simt::AtomicKind::kAnd, p, x, place);
 }
 
 template <typename T>

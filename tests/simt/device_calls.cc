@@ -161,6 +161,9 @@ T Atomic(AtomicKind kind, T* p, T x, Place place) {
     case AtomicKind::kOr:
       if constexpr (!std::is_floating_point_v<T>) *p = old | x;
       break;
+    case AtomicKind::kAnd:
+      if constexpr (!std::is_floating_point_v<T>) *p = old & x;
+      break;
     case AtomicKind::kExchange:
       *p = x;
       break;

@@ -55,7 +55,7 @@ void WaitForCopies(int groups);
 int LaunchOnDevice(const LaunchShape& shape, void (*function)(void*), void* argument);
 
 // *p = f(*p, x) as one step that does not race with another atomic; returns the old *p.
-enum class AtomicKind { kAdd, kMax, kMin, kOr, kExchange };
+enum class AtomicKind { kAdd, kMax, kMin, kOr, kAnd, kExchange };
 template <typename T>
 T Atomic(AtomicKind kind, T* p, T x, Place place);
 template <typename T>

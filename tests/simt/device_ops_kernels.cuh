@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
+#include "csrc/ops/cuda/block_scan.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
-#include "csrc/ops/cuda/cta_sum.cuh"
 #include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/mma.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
@@ -29,15 +29,6 @@ __global__ void Reduce(const float* x, float* sums, float* maxima) {
   maxima[threadIdx.x] = WarpMax(x[threadIdx.x]);
 }
 
-// Twice, with nothing between: the second call finds the shared memory free.
-template <int32_t kWarps>
-__global__ void SumThreads(const int32_t* x, CtaSum* sums) {
-  CtaSumShared<kWarps>& shared = SharedMemory<CtaSumShared<kWarps>>();
-  const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  const CtaSum once = SumOverCta(x[thread], thread, shared);
-  sums[thread] = SumOverCta(once.before, thread, shared);
-}
-
 // The CTA that comes last adds up what all have left.
 __global__ void SumCtas(const int32_t* x, int32_t* left, uint32_t* counter, int32_t* sum) {
   bool& is_last = SharedMemory<bool>();
@@ -53,6 +44,23 @@ __global__ void CountBits(const uint32_t* x, int32_t* counts, int32_t* lowest, i
   counts[threadIdx.x] = __popc(x[threadIdx.x]);
   lowest[threadIdx.x] = __ffs(static_cast<int32_t>(x[threadIdx.x]));
   atomicMin(least, counts[threadIdx.x]);
+}
+
+// Twice with the same scratch.
+template <int32_t kWarps>
+__global__ void ScanBlock(const int32_t* x, const uint64_t* y, int32_t* below, int32_t* totals,
+                          uint64_t* minima) {
+  BlockScratch& scratch = SharedMemory<BlockScratch>();
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  for (int32_t round = 0; round < 2; ++round) {
+    const int32_t i = round * kWarps * kWarpSize + thread;
+    const int32_t total = SumOverBlockAndSync<kWarps>(x[i], thread, scratch).total;
+    const BlockSum sum = SumOverBlock<kWarps>(x[i], thread, scratch);
+    below[i] = sum.below;
+    totals[i] = total == sum.total ? total : ~total;
+    minima[i] = MinOverBlock<kWarps>(y[i], thread, scratch);
+    __syncthreads();
+  }
 }
 
 // Fragments by the table of the PTX manual, from plain row-major matrices.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -47,32 +48,32 @@ TEST(WarpReduceTest, EveryLaneGetsTheSumAndTheMaximum) {
 }
 
 template <int32_t kWarps>
-void ExpectPrefixSums() {
-  constexpr int32_t kThreads = 32 * kWarps;
-  std::mt19937_64 rng(7);
-  std::vector<int32_t> x(kThreads), once(kThreads);
-  std::vector<CtaSum> sums(kThreads);
-  for (int32_t& value : x) value = static_cast<int32_t>(rng() % 1000) - 300;
+void ExpectScan() {
+  constexpr int32_t kThreads = kWarps * kWarpSize;
+  std::mt19937_64 rng(kWarps);
+  std::vector<int32_t> x(2 * kThreads), below(x.size()), totals(x.size());
+  std::vector<uint64_t> y(x.size()), minima(x.size());
+  for (int32_t& value : x) value = static_cast<int32_t>(rng() % 2001) - 1000;
+  for (uint64_t& value : y) value = rng();
+  const LaunchOptions options = {
+      {Of("x", x, Access::kRead), Of("y", y, Access::kRead), Of("below", below, Access::kReadWrite),
+       Of("totals", totals, Access::kReadWrite), Of("minima", minima, Access::kReadWrite)}};
   LaunchShape shape;
   shape.threads = kThreads;
-  for (uint64_t seed = 1; seed <= 3; ++seed) {
-    LaunchOptions options = {{Of("x", x, Access::kRead), Of("sums", sums, Access::kReadWrite)}};
-    options.seed = seed;
-    EXPECT_EQ(Launch(shape, options, [&] { SumThreads<kWarps>(x.data(), sums.data()); }).Errors(),
-              "");
-    std::exclusive_scan(x.begin(), x.end(), once.begin(), 0);
-    const int32_t total = std::accumulate(once.begin(), once.end(), 0);
-    for (int32_t i = 0, before = 0; i < kThreads; before += once[i++]) {
-      EXPECT_EQ(sums[i].before, before);
-      EXPECT_EQ(sums[i].total, total);
+  const LaunchReport report = Launch(shape, options, [&] {
+    ScanBlock<kWarps>(x.data(), y.data(), below.data(), totals.data(), minima.data());
+  });
+  EXPECT_EQ(report.Errors(), "");
+  for (int32_t round = 0; round < 2; ++round) {
+    const int32_t first = round * kThreads;
+    int32_t sum = 0;
+    for (int32_t i = first; i < first + kThreads; sum += x[i++]) EXPECT_EQ(below[i], sum) << i;
+    const uint64_t least = *std::min_element(y.begin() + first, y.begin() + first + kThreads);
+    for (int32_t i = first; i < first + kThreads; ++i) {
+      EXPECT_EQ(totals[i], sum);
+      EXPECT_EQ(minima[i], least);
     }
   }
-}
-
-TEST(CtaSumTest, EveryThreadGetsTheSumBeforeItAndTheWhole) {
-  ExpectPrefixSums<1>();
-  ExpectPrefixSums<3>();
-  ExpectPrefixSums<32>();
 }
 
 TEST(LastCtaTest, TheLastCtaOfEveryScheduleSeesWhatAllHaveLeft) {
@@ -111,6 +112,12 @@ TEST(BitsTest, CountsLowestBitAndLeast) {
     EXPECT_EQ(lowest[i], i + 1);
   }
   EXPECT_EQ(least[0], 1);
+}
+
+TEST(BlockScanTest, EveryThreadGetsTheSumBelowTheTotalAndTheMinimum) {
+  ExpectScan<1>();
+  ExpectScan<5>();
+  ExpectScan<32>();
 }
 
 template <DType kDType>

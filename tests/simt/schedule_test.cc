@@ -255,10 +255,12 @@ TEST(SimtTest, WarpCallsWhoseMaskDoesNotFitAreErrors) {
             std::string::npos);
 }
 
-__global__ void Atomics(int* sum, float* total, uint32_t* bits, int* greatest, uint32_t* last) {
+__global__ void Atomics(int* sum, float* total, uint32_t* bits, uint32_t* left, int* greatest,
+                        uint32_t* last) {
   atomicAdd(sum, 1);
   atomicAdd(total, 0.5f);
   atomicOr(bits, 1u << (threadIdx.x % 32));
+  atomicAnd(left, ~(1u << (threadIdx.x % 16)));
   atomicMax(greatest, static_cast<int>(threadIdx.x));
   atomicExch(last, 7u);
 }
@@ -266,17 +268,19 @@ __global__ void Atomics(int* sum, float* total, uint32_t* bits, int* greatest, u
 TEST(SimtTest, AtomicsOfAllThreadsCount) {
   std::vector<int> sum(1), greatest(1, -1);
   std::vector<float> total(1);
-  std::vector<uint32_t> bits(1), last(1);
+  std::vector<uint32_t> bits(1), left(1, 0xffffffffu), last(1);
   LaunchOptions options;
-  options.buffers = {Writable("sum", sum), Writable("greatest", greatest), Writable("total", total),
-                     Writable("bits", bits), Writable("last", last)};
+  options.buffers = {Writable("sum", sum),     Writable("greatest", greatest),
+                     Writable("total", total), Writable("bits", bits),
+                     Writable("left", left),   Writable("last", last)};
   const LaunchReport report = Launch(Ctas(4, 96), options, [&] {
-    Atomics(sum.data(), total.data(), bits.data(), greatest.data(), last.data());
+    Atomics(sum.data(), total.data(), bits.data(), left.data(), greatest.data(), last.data());
   });
   EXPECT_EQ(report.Errors(), "");
   EXPECT_EQ(sum[0], 4 * 96);
   EXPECT_EQ(total[0], 2 * 96.0f);
   EXPECT_EQ(bits[0], ~0u);
+  EXPECT_EQ(left[0], 0xffff0000u);
   EXPECT_EQ(greatest[0], 95);
   EXPECT_EQ(last[0], 7u);
 }

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "csrc/ops/cuda/cta_sum.cuh"
+#include "csrc/ops/cuda/block_scan.cuh"
 #include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
@@ -46,7 +46,7 @@ struct ResolveVictim {
 };
 
 struct ResolveShared {
-  CtaSumShared<kResolveWarps> sum;
+  BlockScratch sum;
   ResolveVictim victims[kResolveCtaPages];
   int32_t first[kResolveThreads];  // of each pair, or of each CTA's candidates
   bool is_last;
@@ -171,8 +171,8 @@ __device__ inline int32_t FindVictims(const ResolveParams& p, int32_t hand, int3
     for (int32_t i = 0; i < kClockGroup; ++i) {
       count += group.first >= 0 && group.stamps[i] < oldest_kept ? 1 : 0;
     }
-    const CtaSum sum = SumOverCta(count, thread, shared.sum);
-    int32_t rank = found + sum.before;
+    const BlockSum sum = SumOverBlockAndSync<kResolveWarps>(count, thread, shared.sum);
+    int32_t rank = found + sum.below;
     for (int32_t i = 0; i < kClockGroup && count > 0; ++i) {
       if (group.stamps[i] >= oldest_kept) continue;
       if (rank < wanted) shared.victims[rank] = {group.first + i, group.home_pages[i]};
@@ -211,10 +211,10 @@ __device__ inline void Claim(const ResolveParams& p,
         p.residency.hot_of_home[candidates[i].home_page] == kFirstOwner + candidates[i].index;
     count += is_owner[i] ? 1 : 0;
   }
-  const CtaSum owners = SumOverCta(count, thread, shared.sum);
+  const BlockSum owners = SumOverBlockAndSync<kResolveWarps>(count, thread, shared.sum);
   if (owners.total == 0) return;
   const int32_t found = FindVictims(p, state.hand, owners.total, thread, ahead, shared);
-  int32_t rank = owners.before;
+  int32_t rank = owners.below;
   for (int32_t i = 0; i < kThreadPages; ++i) {
     if (!is_owner[i]) continue;
     if (rank < found) {
@@ -243,8 +243,8 @@ __device__ inline void StoreCandidates(const ResolveLaunch& launch, int32_t thre
                                        const ThreadPages& pages, ResolveShared& shared) {
   int32_t count = 0;
   for (int32_t i = 0; i < kThreadPages; ++i) count += IsMissing(pages, i) ? 1 : 0;
-  const CtaSum sum = SumOverCta(count, thread, shared.sum);
-  ResolveCandidate* to = launch.candidates + int64_t{blockIdx.x} * kResolveCtaPages + sum.before;
+  const BlockSum sum = SumOverBlockAndSync<kResolveWarps>(count, thread, shared.sum);
+  ResolveCandidate* to = launch.candidates + int64_t{blockIdx.x} * kResolveCtaPages + sum.below;
   for (int32_t i = 0; i < kThreadPages; ++i) {
     if (IsMissing(pages, i)) *to++ = {pages.index + i, pages.home_page[i]};
   }
@@ -270,8 +270,8 @@ __device__ inline ResolveCandidate LoadCandidate(const ResolveLaunch& launch, in
 __device__ inline void ClaimForAll(const ResolveLaunch& launch, int32_t thread,
                                    ResolveShared& shared, ClaimState& state) {
   const int32_t count = thread < launch.plan.num_ctas ? launch.candidate_counts[thread] : 0;
-  const CtaSum sum = SumOverCta(count, thread, shared.sum);
-  shared.first[thread] = sum.before;
+  const BlockSum sum = SumOverBlockAndSync<kResolveWarps>(count, thread, shared.sum);
+  shared.first[thread] = sum.below;
   __syncthreads();
   for (int32_t begin = 0; begin < sum.total; begin += kResolveCtaPages) {
     ResolveCandidate candidates[kThreadPages];
@@ -323,10 +323,10 @@ __device__ inline void StoreSlots(const ResolveParams& p, int32_t thread, Thread
     if (pages.hot_page[i] < 0) pages.tokens[i] = 0;
     count += __popc(pages.tokens[i]);
   }
-  const CtaSum sum = SumOverCta(count, thread, shared.sum);
-  if (pages.is_first) shared.first[pages.pair] = sum.before;
+  const BlockSum sum = SumOverBlockAndSync<kResolveWarps>(count, thread, shared.sum);
+  if (pages.is_first) shared.first[pages.pair] = sum.below;
   __syncthreads();
-  int32_t in_pair = sum.before - shared.first[pages.pair];
+  int32_t in_pair = sum.below - shared.first[pages.pair];
   for (int32_t i = 0; i < kThreadPages; ++i) {
     const int32_t room = p.shape.max_slots - in_pair;
     if (__popc(pages.tokens[i]) > room) pages.tokens[i] = KeepLowest(pages.tokens[i], room);

@@ -4,18 +4,23 @@
 
 namespace semkv {
 
-cudaError_t ScoreListsCuda(const ScoreListsParams& params, const ScoreListsPlan& plan,
+cudaError_t ScoreTilesCuda(const ScoreListsParams& params, const ScoreListsPlan& plan,
                            void* workspace, size_t workspace_bytes, cudaStream_t stream) {
   if (params.num_rows == 0) return cudaSuccess;
   if (!cuda::ScoreListsCudaServes(params, plan) ||
       workspace_bytes < ScoreListsCudaWorkspaceBytes(plan)) {
     return cudaErrorInvalidValue;
   }
-  const cuda::ScoreListsKernelParams p = cuda::MakeScoreListsKernelParams(params, plan, workspace);
-  const cudaError_t error =
-      LaunchKernel(&cuda::ScoreTilesKernel, cuda::ScoreTilesShape(plan), p, stream);
-  if (error != cudaSuccess) return error;
-  return LaunchKernel(&cuda::ScoreKeysKernel, cuda::ScoreKeysShape(plan), p, stream);
+  return LaunchKernel(&cuda::ScoreTilesKernel, cuda::ScoreTilesShape(plan),
+                      cuda::MakeScoreListsKernelParams(params, plan, workspace), stream);
+}
+
+cudaError_t ScoreListsCuda(const ScoreListsParams& params, const ScoreListsPlan& plan,
+                           void* workspace, size_t workspace_bytes, cudaStream_t stream) {
+  const cudaError_t error = ScoreTilesCuda(params, plan, workspace, workspace_bytes, stream);
+  if (error != cudaSuccess || params.num_rows == 0) return error;
+  return LaunchKernel(&cuda::ScoreKeysKernel, cuda::ScoreKeysShape(plan),
+                      cuda::MakeScoreListsKernelParams(params, plan, workspace), stream);
 }
 
 }  // namespace semkv

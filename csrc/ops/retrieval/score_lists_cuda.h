@@ -27,6 +27,10 @@ namespace semkv {
 cudaError_t ScoreListsCuda(const ScoreListsParams& params, const ScoreListsPlan& plan,
                            void* workspace, size_t workspace_bytes, cudaStream_t stream);
 
+// The first of the two kernels alone: leaves scores in the workspace for RetrieveCuda's second.
+cudaError_t ScoreTilesCuda(const ScoreListsParams& params, const ScoreListsPlan& plan,
+                           void* workspace, size_t workspace_bytes, cudaStream_t stream);
+
 }  // namespace semkv
 
 #endif  // SEMKV_OPS_RETRIEVAL_SCORE_LISTS_CUDA_H_

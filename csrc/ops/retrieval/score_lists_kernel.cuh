@@ -14,6 +14,7 @@
 #include "csrc/ops/cuda/vector_access.cuh"
 #include "csrc/ops/cuda/warp_reduce.cuh"
 #include "csrc/ops/retrieval/score_lists.h"
+#include "csrc/ops/retrieval/score_lists_keys.cuh"
 #include "csrc/ops/retrieval/score_lists_plan.h"
 #include "csrc/ops/retrieval/score_lists_tile.cuh"
 
@@ -24,11 +25,6 @@ constexpr int32_t kScoreKeyWarps = 16;
 constexpr int32_t kScoreKeyThreads = kScoreKeyWarps * kWarpSize;
 constexpr int32_t kScoreKeyParts = 4;  // of a tile; a warp takes one at a time
 constexpr int32_t kScoreKeyLists = kScoreTileLists / kScoreKeyParts;
-
-// Infinite scores: inf - inf is no number, but equal scores have a difference of 0.
-__device__ inline float ExpBelow(float score, float maximum) {
-  return score == maximum ? 1.0f : expf(score - maximum);
-}
 
 // Per CTA: dots of the tile in shared memory with every head.
 __device__ inline void DotTile(int32_t heads, int32_t head_dim, int32_t thread,
@@ -160,67 +156,6 @@ __global__ void __launch_bounds__(kScoreThreads)
   WriteMasses(p, task, tile, heads, thread, memory, shared);
 }
 
-// What the second launch needs of Z, per partition and head. In dynamic shared memory: the
-// partition of every tile, -1 behind the last one.
-struct KeyShared {
-  float max[2][kScoreMaxHeads];
-  float inverse_sum[2][kScoreMaxHeads];
-  int32_t num_tiles;
-};
-
-// Per CTA.
-__device__ inline void LoadPartitions(const ScoreTile* tiles, int32_t max_tiles, int32_t thread,
-                                      int32_t* partitions, KeyShared& shared) {
-  for (int32_t i = thread; i < max_tiles; i += kScoreKeyThreads) {
-    partitions[i] = tiles[i].num_lists > 0 ? tiles[i].partition : -1;
-  }
-  if (thread == 0) shared.num_tiles = 0;
-  __syncthreads();
-  for (int32_t i = thread; i < max_tiles; i += kScoreKeyThreads) {
-    const bool last = i + 1 == max_tiles || partitions[i + 1] < 0;
-    if (last && partitions[i] >= 0) shared.num_tiles = i + 1;
-  }
-  __syncthreads();
-}
-
-__device__ inline ScoreMass MergeMasses(const ScoreMass& a, const ScoreMass& b) {
-  const float maximum = fmaxf(a.max, b.max);
-  return {maximum, a.sum * ExpBelow(a.max, maximum) + b.sum * ExpBelow(b.max, maximum)};
-}
-
-// Per warp: Z of a head over the tiles of a partition, merged in an order that only their number
-// decides.
-__device__ inline void MergeHead(const ScoreMass* masses, const int32_t* partitions, int32_t h,
-                                 int32_t partition, int32_t lane, KeyShared& shared) {
-  ScoreMass total = {-INFINITY, 0.0f};
-  for (int32_t i = lane; i < shared.num_tiles; i += kWarpSize) {
-    if (partitions[i] != partition) continue;
-    total = MergeMasses(total, {masses[i].max, masses[i].sum});
-  }
-  for (int32_t mask = kWarpSize / 2; mask > 0; mask /= 2) {
-    total = MergeMasses(total, {__shfl_xor_sync(kAllLanes, total.max, mask),
-                                __shfl_xor_sync(kAllLanes, total.sum, mask)});
-  }
-  if (lane == 0) {
-    shared.max[partition][h] = total.max;
-    shared.inverse_sum[partition][h] = 1.0f / total.sum;
-  }
-}
-
-// Per thread: the key of a list, whose scores lie `stride` apart.
-__device__ inline float KeyOf(const float* scores, int64_t stride, int32_t heads, GroupRank rank,
-                              const float* max, const float* inverse_sum) {
-  float key = 0.0f;
-  bool dead = false;
-  for (int32_t h = 0; h < heads; ++h) {
-    const float score = scores[h * stride];
-    const float share = ExpBelow(score, max[h]) * inverse_sum[h];
-    key = rank == GroupRank::kShareSum ? key + share : fmaxf(key, share);
-    dead = dead || score != score;
-  }
-  return dead ? -1.0f : key;
-}
-
 // grid = (key_ctas, tasks); the CTAs of a task divide its tiles evenly. Each merges Z for itself.
 // One CTA of an SM is enough; for more the compiler would spill.
 __global__ void __launch_bounds__(kScoreKeyThreads, 1)
@@ -232,16 +167,12 @@ __global__ void __launch_bounds__(kScoreKeyThreads, 1)
   const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int64_t task = blockIdx.y;
   const ScoreTile* tiles = p.workspace.tiles + task * p.max_tiles;
-  LoadPartitions(tiles, p.max_tiles, thread, partitions, shared);
+  LoadPartitions<kScoreKeyThreads>(tiles, p.max_tiles, thread, partitions, shared);
   const int32_t cta_tiles = CeilDiv(shared.num_tiles, static_cast<int32_t>(gridDim.x));
   const int32_t begin = static_cast<int32_t>(blockIdx.x) * cta_tiles;
   const int32_t end = begin + cta_tiles < shared.num_tiles ? begin + cta_tiles : shared.num_tiles;
   if (begin >= end) return;
-  for (int32_t i = warp; i < 2 * heads; i += kScoreKeyWarps) {
-    const ScoreMass* masses = p.workspace.masses + (task * heads + i / 2) * p.max_tiles;
-    MergeHead(masses, partitions, i / 2, i % 2, lane, shared);
-  }
-  __syncthreads();
+  MergeHeads<kScoreKeyThreads>(p.workspace, p.max_tiles, task, heads, thread, partitions, shared);
   const GroupRank rank = p.op.rows[task / p.op.num_selections].rank;
   const float* scores = p.workspace.scores + task * heads * p.workspace.stride;
   float* keys = p.op.keys + task * p.op.keys_stride;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/cuda/block_scan.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/mma.cuh"
@@ -87,16 +88,6 @@ __device__ inline ScoreMemory ScoreMemoryAt(std::byte* base, int32_t heads, int3
           reinterpret_cast<int8_t*>(base + s.query_int8),
           reinterpret_cast<float*>(base + s.scores),
           s.int8_pitch};
-}
-
-// Sum of x over the lanes below this one.
-__device__ inline int32_t WarpSumBelow(int32_t x, int32_t lane) {
-  int32_t sum = x;
-  for (int32_t delta = 1; delta < kWarpSize; delta *= 2) {
-    const int32_t below = __shfl_up_sync(kAllLanes, sum, delta);
-    if (lane >= delta) sum += below;
-  }
-  return sum - x;
 }
 
 // By the lane whose view holds the tile: its k-th of n. Tiles of a view are alike but for the last.

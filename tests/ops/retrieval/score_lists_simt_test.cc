@@ -11,6 +11,7 @@
 
 #include "csrc/ops/retrieval/score_lists_kernel.cuh"
 #include "tests/ops/retrieval/score_lists_cases.h"
+#include "tests/ops/retrieval/simt_buffers.h"
 #include "tests/simt/launch.h"
 #include "tests/testing/random.h"
 
@@ -22,11 +23,10 @@ using testing::FirstChannel;
 using testing::kInfinity;
 using testing::kNan;
 using testing::kPoison;
+using testing::NumTasks;
 using testing::RetrievalCase;
 using testing::RetrievalInput;
 using testing::SmallScoreInput;
-
-int64_t NumTasks(const ScoreListsParams& p) { return int64_t{p.num_rows} * p.num_selections; }
 
 int32_t NumLists(const ScoreListsParams& p, int64_t task) {
   int32_t lists = 0;
@@ -47,42 +47,12 @@ ScoreListsPlan TightPlan(const ScoreListsParams& p) {
                         max_views);
 }
 
-class BufferList {
- public:
-  template <typename T>
-  void Add(const std::string& name, const T* data, int64_t n,
-           simt::Access access = simt::Access::kRead) {
-    if (data == nullptr || n == 0) return;
-    buffers_.push_back({name, data, n * static_cast<int64_t>(sizeof(T)), access});
-  }
-
-  std::vector<simt::Buffer> Take() { return std::move(buffers_); }
-
- private:
-  std::vector<simt::Buffer> buffers_;
-};
-
-std::vector<simt::Buffer> Buffers(const ScoreListsParams& p, std::vector<uint8_t>& workspace,
+std::vector<simt::Buffer> Buffers(const ScoreListsParams& p, const std::vector<uint8_t>& workspace,
                                   int64_t q_bytes) {
-  const int32_t num_views = p.view_begin[NumTasks(p)];
-  BufferList list;
+  testing::BufferList list;
   list.Add("workspace", workspace.data(), static_cast<int64_t>(workspace.size()),
            simt::Access::kReadWrite);
-  list.Add("keys", p.keys, NumTasks(p) * p.keys_stride, simt::Access::kReadWrite);
-  list.Add("q", static_cast<const uint8_t*>(p.q), q_bytes);
-  list.Add("rows", p.rows, p.num_rows);
-  list.Add("views", p.views, num_views);
-  list.Add("view_begin", p.view_begin, NumTasks(p) + 1);
-  for (int32_t v = 0; v < num_views; ++v) {
-    const ListsView& view = p.views[v];
-    const std::string at = std::to_string(v);
-    list.Add("centroids " + at, static_cast<const uint8_t*>(view.centroids),
-             int64_t{view.nlist} * CentroidRowBytes(view.form, p.head_dim));
-    list.Add("scales " + at, view.scales, view.nlist);
-    list.Add("center " + at, view.center, p.head_dim);
-    list.Add("variances " + at, view.variances, view.nlist);
-    list.Add("offsets " + at, view.offsets, view.nlist + 1);
-  }
+  AddScoreBuffers(p, q_bytes, list);
   return list.Take();
 }
 

@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
@@ -13,63 +11,48 @@
 #include "csrc/ops/parallel/thread_pool.h"
 #include "tests/ops/retrieval/each_target.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
+#include "tests/ops/retrieval/select_cases.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
 
+using ::semkv::testing::BetterHalf;
+using ::semkv::testing::EverySeventh;
 using ::semkv::testing::ForEachTarget;
+using ::semkv::testing::kSelectPoison;
+using ::semkv::testing::PoisonSelected;
+using ::semkv::testing::RandomSelectCase;
 using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalCases;
 using ::semkv::testing::RetrievalInput;
+using ::semkv::testing::Selected;
+using ::semkv::testing::SelectedOf;
+using ::semkv::testing::SelectReference;
+using ::semkv::testing::SetRandomKeys;
+using ::semkv::testing::SmallSelectCase;
+using ::semkv::testing::SmallSelectCases;
+using ::semkv::testing::SmallSelectInput;
 using ::semkv::testing::SoakFactor;
 using ::semkv::testing::TestSeed;
 
-constexpr int32_t kPoison = 0x7fffffff;
-
-struct Selected {
-  std::vector<int32_t> slots, positions, counts;  // poisoned where nothing was written
-  bool operator==(const Selected&) const = default;
-};
-
-// GoogleTest would print bytes.
-void PrintTo(const Selected& selected, std::ostream* out) {
-  *out << ::testing::PrintToString(selected.counts);
-}
-
-void Poison(RetrievalInput& input) {
-  std::fill(input.slots.begin(), input.slots.end(), kPoison);
-  std::fill(input.positions.begin(), input.positions.end(), kPoison);
-  std::fill(input.counts.begin(), input.counts.end(), kPoison);
-}
-
-Selected Output(const RetrievalInput& input) {
-  return {input.slots, input.positions, input.counts};
-}
-
 Selected SelectHost(RetrievalInput& input, int num_threads) {
   ThreadPool pool(num_threads);
-  Poison(input);
+  PoisonSelected(input);
   std::vector<uint8_t> workspace(
       SelectListsWorkspaceBytes(input.max_row_tokens(), input.max_lists(), num_threads));
   SelectListsHost(input.Select(), workspace.data(), workspace.size(), pool);
-  return Output(input);
-}
-
-Selected SelectReference(RetrievalInput& input) {
-  Poison(input);
-  SelectListsReference(input.Select());
-  return Output(input);
+  return SelectedOf(input);
 }
 
 Selected RetrieveSelected(RetrievalInput& input, int num_threads) {
   ThreadPool pool(num_threads);
-  Poison(input);
+  PoisonSelected(input);
   std::vector<uint8_t> workspace = input.RetrieveWorkspace(num_threads);
   ScoreListsParams score = input.Score();
   score.keys = nullptr;
   RetrieveHost(score, input.Select(), workspace.data(), workspace.size(), pool);
-  return Output(input);
+  return SelectedOf(input);
 }
 
 class RetrieveCaseTest : public ::testing::TestWithParam<RetrievalCase> {};
@@ -112,25 +95,16 @@ TEST_P(RetrieveCaseTest, TokensThatAreAlwaysTakenComeBeforeLists) {
   RetrievalInput input(c, 5);
   ScoreListsReference(input.Score());
   SelectListsParams p = input.Select();
-  // Every seventh token, more than some budgets hold.
-  std::vector<int32_t> sevenths(3000 / 7);
-  for (size_t i = 0; i < sevenths.size(); ++i) sevenths[i] = static_cast<int32_t>(7 * i);
-  std::vector<AlwaysTaken> always(input.num_tasks());
-  for (int64_t task = 0; task < input.num_tasks(); ++task) {
-    const int32_t context = c.contexts[task / c.num_selections];
-    always[task] = {sevenths.data(), std::min<int32_t>(context / 7, 5 + 40 * (task % 3))};
-  }
-  p.always = always.data();
-  Poison(input);
-  SelectListsReference(p);
-  const Selected expected = Output(input);
+  const EverySeventh seventh(c, input.num_tasks());
+  p.always = seventh.always.data();
+  const Selected expected = SelectReference(input, p);
   ForEachTarget([&] {
-    Poison(input);
+    PoisonSelected(input);
     ThreadPool pool(2);
     std::vector<uint8_t> workspace(
         SelectListsWorkspaceBytes(input.max_row_tokens(), input.max_lists(), 2));
     SelectListsHost(p, workspace.data(), workspace.size(), pool);
-    EXPECT_EQ(Output(input), expected);
+    EXPECT_EQ(SelectedOf(input), expected);
   });
   for (int64_t task = 0; task < input.num_tasks(); ++task) {
     EXPECT_LE(expected.counts[task], c.budget);
@@ -138,8 +112,8 @@ TEST_P(RetrieveCaseTest, TokensThatAreAlwaysTakenComeBeforeLists) {
     const int32_t* const end = first + expected.counts[task];
     const int32_t room = c.budget - input.rows()[task / c.num_selections].num_sinks -
                          input.rows()[task / c.num_selections].num_recent;
-    for (int32_t i = 0; i < std::min(always[task].count, room); ++i) {
-      EXPECT_TRUE(std::binary_search(first, end, sevenths[i])) << sevenths[i];
+    for (int32_t i = 0; i < std::min(seventh.always[task].count, room); ++i) {
+      EXPECT_TRUE(std::binary_search(first, end, seventh.positions[i])) << seventh.positions[i];
     }
   }
 }
@@ -184,214 +158,30 @@ TEST(RetrieveTest, DiffersFromTheReferenceOnlyAtTheCut) {
   }
 }
 
-// One row of one selection with lists given by hand.
-struct SmallInput {
-  SmallInput() {
-    row.num_tokens = 64;
-    row.budget = 10;
-    table.resize(64);
-    std::iota(table.begin(), table.end(), 100);
-  }
+class SmallSelectTest : public ::testing::TestWithParam<SmallSelectCase> {};
 
-  // A view of `lists`, each a set of positions counted from 0.
-  void AddView(const std::vector<std::vector<uint16_t>>& lists) {
-    offsets.push_back({0});
-    members.push_back({});
-    for (const std::vector<uint16_t>& list : lists) {
-      members.back().insert(members.back().end(), list.begin(), list.end());
-      offsets.back().push_back(static_cast<uint16_t>(members.back().size()));
-    }
-    ListsView view;
-    view.nlist = static_cast<int32_t>(lists.size());
-    view.partition = static_cast<int32_t>(views.size()) % 2;
-    view.offsets = offsets.back().data();
-    view.members = members.back().data();
-    views.push_back(view);
-  }
-
-  // The positions selected, checked against the reference and for stale entries.
-  std::vector<int32_t> Select() {
-    row.block_table = table.data();
-    const std::vector<int32_t> view_begin = {0, static_cast<int32_t>(views.size())};
-    std::vector<int32_t> positions(row.budget + 8), slots(row.budget + 8);
-    int32_t count = kPoison;
-    SelectListsParams p;
-    p.num_rows = p.num_selections = p.heads_per_selection = 1;
-    p.page_tokens = 1;
-    p.rows = &row;
-    p.views = views.data();
-    p.view_begin = view_begin.data();
-    p.keys = keys.data();
-    p.keys_stride = static_cast<int64_t>(keys.size());
-    p.slots = slots.data();
-    p.positions = positions.data();
-    p.counts = &count;
-    p.slots_stride = row.budget;
-    SelectListsReference(p);
-    const std::vector<int32_t> expected(positions.begin(), positions.begin() + count);
-    ForEachTarget([&] {
-      std::fill(positions.begin(), positions.end(), kPoison);
-      std::fill(slots.begin(), slots.end(), kPoison);
-      ThreadPool pool(1);
-      std::vector<uint8_t> workspace(
-          SelectListsWorkspaceBytes(row.num_tokens, static_cast<int32_t>(keys.size()), 1));
-      SelectListsHost(p, workspace.data(), workspace.size(), pool);
-      ASSERT_EQ(count, static_cast<int32_t>(expected.size()));
-      for (size_t k = 0; k < positions.size(); ++k) {
-        const int32_t position = k < expected.size() ? expected[k] : kPoison;
-        EXPECT_EQ(positions[k], position);
-        EXPECT_EQ(slots[k], position == kPoison ? kPoison : 100 + position);
-      }
-    });
-    return expected;
-  }
-
-  RetrievalRow row;
-  std::vector<int32_t> table;
-  std::vector<float> keys;
-  std::deque<std::vector<uint16_t>> offsets, members;
-  std::vector<ListsView> views;
-};
-
-using Positions = std::vector<int32_t>;
-
-TEST(SelectListsTest, KeepsTheMostRecentMembersOfAListGreaterThanTheBudget) {
-  SmallInput input;
-  input.row.budget = 3;
-  input.AddView({{2, 10, 20, 30, 40}});
-  input.keys = {1.0f};
-  EXPECT_EQ(input.Select(), (Positions{20, 30, 40}));
-  input.row.trim = TrimKeep::kEarliest;
-  EXPECT_EQ(input.Select(), (Positions{2, 10, 20}));
+TEST_P(SmallSelectTest, SelectsWhatIsExpected) {
+  SmallSelectInput input = GetParam().input;
+  SelectListsReference(input.Params());
+  input.ExpectSelected(GetParam().expected);
+  ForEachTarget([&] {
+    const SelectListsParams p = input.Params();
+    ThreadPool pool(1);
+    std::vector<uint8_t> workspace(SelectListsWorkspaceBytes(
+        input.row.num_tokens, static_cast<int32_t>(input.keys.size()), 1));
+    SelectListsHost(p, workspace.data(), workspace.size(), pool);
+    input.ExpectSelected(GetParam().expected);
+  });
 }
 
-TEST(SelectListsTest, TakesWholeListsWhenTheBudgetIsTheirSum) {
-  SmallInput input;
-  input.row.budget = 5;
-  input.AddView({{1, 2, 3}, {4, 5}, {6, 7}});
-  input.keys = {0.1f, 0.3f, 0.2f};
-  EXPECT_EQ(input.Select(), (Positions{3, 4, 5, 6, 7}));
-  input.row.budget = 4;
-  EXPECT_EQ(input.Select(), (Positions{4, 5, 6, 7}));
-  input.row.budget = 7;
-  EXPECT_EQ(input.Select(), (Positions{1, 2, 3, 4, 5, 6, 7}));
-}
-
-TEST(SelectListsTest, WritesNothingBeyondTheCountWhenListsDoNotSuffice) {
-  SmallInput input;
-  input.row.budget = 20;
-  input.row.num_sinks = 2;
-  input.row.num_recent = 3;
-  input.AddView({{5, 6}, {7}});
-  input.keys = {0.5f, 0.5f};
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 5, 6, 7, 61, 62, 63}));
-}
-
-TEST(SelectListsTest, TrimsOneGiantListAroundWhatIsTaken) {
-  SmallInput input;
-  input.row.budget = 6;
-  input.row.num_sinks = 1;
-  input.row.num_recent = 2;
-  std::vector<uint16_t> all(64);
-  std::iota(all.begin(), all.end(), uint16_t{0});
-  input.AddView({all});
-  input.keys = {1.0f};
-  EXPECT_EQ(input.Select(), (Positions{0, 59, 60, 61, 62, 63}));
-  input.views[0].members = nullptr;  // the same as a range
-  EXPECT_EQ(input.Select(), (Positions{0, 59, 60, 61, 62, 63}));
-  input.row.trim = TrimKeep::kEarliest;
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 2, 3, 62, 63}));
-}
-
-TEST(SelectListsTest, BreaksTiesByListId) {
-  SmallInput input;
-  input.row.budget = 2;
-  input.AddView({{9}, {8}, {7}});
-  input.AddView({{6}});
-  input.keys = {0.25f, 0.5f, 0.25f, 0.25f};
-  EXPECT_EQ(input.Select(), (Positions{8, 9}));
-}
-
-TEST(SelectListsTest, TakesATokenOfTwoListsOnce) {
-  SmallInput input;
-  input.row.budget = 5;
-  input.AddView({{0, 1, 2}, {3, 4, 5}});
-  input.AddView({{2, 3}, {0, 1, 4, 5}});
-  input.keys = {0.4f, 0.1f, 0.3f, 0.2f};
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 2, 3, 5}));
-}
-
-TEST(SelectListsTest, GoesOnBelowTheThresholdWhenBestListsWereTakenBefore) {
-  // The sinks cover the first lists of both partitions, so that twice the budget is not enough.
-  SmallInput input;
-  input.row.num_sinks = 8;
-  input.row.budget = 10;
-  input.AddView({{0, 1, 2, 3}, {4, 5, 6, 7}, {20, 21}});
-  input.keys = {8.0f, 4.0f, 0.001f};
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 2, 3, 4, 5, 6, 7, 20, 21}));
-}
-
-TEST(SelectListsTest, PassesOverMembersBeyondTheContext) {
-  SmallInput input;
-  input.row.num_tokens = 30;
-  input.AddView({{28, 29, 30, 31}, {5}});
-  input.keys = {2.0f, 1.0f};
-  EXPECT_EQ(input.Select(), (Positions{5, 28, 29}));
-  input.views[0].members = nullptr;
-  input.views[0].first_position = 27;  // lists [27, 31) and [31, 32)
-  EXPECT_EQ(input.Select(), (Positions{27, 28, 29}));
-}
-
-TEST(SelectListsTest, NeverTakesAListWithoutAKey) {
-  SmallInput input;
-  input.AddView({{1}, {2}, {3}, {4}, {5}, {6}});
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  input.keys = {-1.0f, std::numeric_limits<float>::quiet_NaN(), 0.0f, kInfinity, -0.0f, -kInfinity};
-  EXPECT_EQ(input.Select(), (Positions{3, 4, 5}));
-  input.row.budget = 2;
-  EXPECT_EQ(input.Select(), (Positions{3, 4}));
-}
-
-TEST(SelectListsTest, StopsAtTheFewestListsThatReachTheMassTarget) {
-  SmallInput input;
-  input.row.budget = 40;
-  input.AddView({{0, 1}, {2, 3}, {4, 5}, {6, 7}});
-  input.keys = {0.25f, 0.125f, 0.0625f, 0.0625f};  // masses .5, .25, .125, .125
-  input.row.mass_target = 0.5f;
-  EXPECT_EQ(input.Select(), (Positions{0, 1}));
-  input.row.mass_target = 0.51f;
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 2, 3}));
-  input.row.mass_target = 0.875f;
-  EXPECT_EQ(input.Select(), (Positions{0, 1, 2, 3, 4, 5}));
-}
-
-TEST(SelectListsTest, SelectsNothingOfNoTokens) {
-  SmallInput input;
-  input.row.num_tokens = 0;
-  input.AddView({});
-  EXPECT_EQ(input.Select(), Positions{});
-}
+INSTANTIATE_TEST_SUITE_P(SelectListsTest, SmallSelectTest, ::testing::ValuesIn(SmallSelectCases()),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(SelectListsTest, TakesTheBestListsForEveryNumberOfLists) {
   for (int32_t nlist : {1, 2, 100, 128, 200, 206, 255, 256, 257, 409, 1638}) {
     SCOPED_TRACE(nlist);
-    RetrievalCase c;
-    c.contexts = {nlist};
-    c.num_heads = c.num_selections = 1;
-    c.sentence_tokens = 1;
-    c.cluster_tokens = 0;
-    c.num_sinks = c.num_recent = 0;
-    c.segment_tokens = 8192;
-    c.budget = (nlist + 1) / 2;
-    RetrievalInput input(c, nlist);
-    std::vector<int32_t> order(nlist);
-    std::iota(order.begin(), order.end(), 0);
-    std::mt19937_64 rng(nlist);
-    std::shuffle(order.begin(), order.end(), rng);
-    for (int32_t i = 0; i < nlist; ++i) input.keys[order[i]] = 1.0f / static_cast<float>(i + 1);
-    std::vector<int32_t> expected(order.begin(), order.begin() + c.budget);
-    std::sort(expected.begin(), expected.end());
-    EXPECT_EQ(SelectHost(input, 1).positions, expected);
+    BetterHalf half(nlist);
+    EXPECT_EQ(SelectHost(half.input, 1).positions, half.expected);
   }
 }
 
@@ -401,26 +191,8 @@ TEST(SelectListsTest, EqualsTheReferenceOnRandomKeysWithTies) {
   std::mt19937_64 rng(seed);
   for (int round = 0; round < 60 * SoakFactor(); ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
-    RetrievalCase c;
-    c.head_dim = 16;
-    c.num_selections = 1 + rng() % 3;
-    c.num_heads = c.num_selections * (1 + rng() % 3);
-    c.trim = static_cast<TrimKeep>(rng() % 2);
-    c.sentence_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
-    c.cluster_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
-    c.page_tokens = 1 << rng() % 8;
-    c.num_sinks = rng() % 20;
-    c.num_recent = rng() % 80;
-    c.budget = c.num_sinks + c.num_recent + rng() % 700;
-    c.mass_target = rng() % 4 == 0 ? 0.3f : 0.0f;
-    c.contexts.assign(1 + rng() % 4, 0);
-    for (int32_t& context : c.contexts) context = 1 + rng() % 3000;
-    RetrievalInput input(c, rng());
-    const uint64_t kinds = 1 + rng() % 30;
-    for (float& key : input.keys) {
-      const uint64_t kind = rng() % kinds;
-      key = kind == 0 ? -1.0f : std::exp(-static_cast<float>(kind) / 3);
-    }
+    RetrievalInput input(RandomSelectCase(rng), rng());
+    SetRandomKeys(rng, input);
     const Selected expected = SelectReference(input);
     ForEachTarget([&] { EXPECT_EQ(SelectHost(input, 2), expected); });
   }
@@ -472,7 +244,7 @@ TEST(RetrieveTest, LeavesTheBytesAroundItsOutputsAlone) {
   ScoreListsParams score = input.Score();
   SelectListsParams select = input.Select();
   std::vector<float> keys(input.NumLists(0) + 32, -7.0f);
-  std::vector<int32_t> slots(c.budget + 32, kPoison), positions(c.budget + 32, kPoison);
+  std::vector<int32_t> slots(c.budget + 32, kSelectPoison), positions(c.budget + 32, kSelectPoison);
   score.keys = keys.data() + 16;
   select.slots = slots.data() + 16;
   select.positions = positions.data() + 16;
@@ -485,8 +257,8 @@ TEST(RetrieveTest, LeavesTheBytesAroundItsOutputsAlone) {
       EXPECT_EQ(keys[i], -7.0f);
       EXPECT_EQ(keys[keys.size() - 1 - i], -7.0f);
       for (const std::vector<int32_t>* out : {&slots, &positions}) {
-        EXPECT_EQ((*out)[i], kPoison);
-        EXPECT_EQ((*out)[out->size() - 1 - i], kPoison);
+        EXPECT_EQ((*out)[i], kSelectPoison);
+        EXPECT_EQ((*out)[out->size() - 1 - i], kSelectPoison);
       }
     }
   });
