@@ -120,7 +120,7 @@ void Select(const SelectListsParams& p, SelectListsPlan plan) {
 
 TEST(SelectListsCudaTest, SelectsWhatIsExpectedOfListsByHand) {
   if (!HasDevice()) GTEST_SKIP() << "no GPU";
-  for (const testing::SmallSelectCase& c : testing::SmallSelectCases()) {
+  for (const testing::SmallSelectCase& c : testing::Thinned(testing::SmallSelectCases())) {
     SCOPED_TRACE(c.name);
     SmallSelectInput input = c.input;
     const DeviceSelectInput device(input.Params());
@@ -148,14 +148,14 @@ void ExpectCudaEqualsReference(RetrievalInput& input) {
 
 TEST(SelectListsCudaTest, EqualsTheReference) {
   if (!HasDevice()) GTEST_SKIP() << "no GPU";
-  for (const RetrievalCase& c : testing::RetrievalCases()) {
+  for (const RetrievalCase& c : testing::Thinned(testing::RetrievalCases())) {
     SCOPED_TRACE(c.name);
     RetrievalInput input(c, 1);
     ScoreListsReference(input.Score());
     ExpectCudaEqualsReference(input);
   }
   std::mt19937_64 rng(5);
-  for (int round = 0; round < (testing::kIsEmulated ? 5 : 60); ++round) {
+  for (int round = 0; round < (testing::kIsEmulated ? 3 : 60); ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
     RetrievalInput input(testing::RandomSelectCase(rng), rng());
     testing::SetRandomKeys(rng, input);
@@ -167,7 +167,7 @@ TEST(SelectListsCudaTest, EqualsTheReference) {
 
 TEST(RetrieveCudaTest, SelectsWhatTheReferenceSelectsByTheKeysOfScoreListsCuda) {
   if (!HasDevice()) GTEST_SKIP() << "no GPU";
-  for (const RetrievalCase& c : testing::RetrievalCases()) {
+  for (const RetrievalCase& c : testing::Thinned(testing::RetrievalCases())) {
     SCOPED_TRACE(c.name);
     RetrievalInput input(c, 2);
     testing::PoisonSelected(input);

@@ -57,8 +57,6 @@ inline int __all_sync(unsigned int mask, int predicate, SimtPlace place = SimtPl
   return semkv::simt::Ballot(mask, predicate != 0, place) == mask;
 }
 
-__device__ inline int __popc(unsigned int x) { return __builtin_popcount(x); }
-
 template <typename T>
 __device__ inline T __shfl_sync(unsigned int mask, T value, int lane, int width = 32,
                                 SimtPlace place = SimtPlace::Here()) {
