@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,9 @@ namespace {
 
 // A key shorter than this has no direction to speak of.
 constexpr float kZeroNormSquared = 1e-12f;
+// A key nearer to its centroid than this share of its length, squared, is the centroid but for
+// rounding.
+constexpr float kRoundingSquared = 1e-8f;
 
 struct Tokens {
   std::vector<uint16_t> ordinary, zero, nonfinite;  // ascending
@@ -33,6 +37,50 @@ Tokens SortByKind(const PartitionInput& input) {
     kind.push_back(static_cast<uint16_t>(token));
   }
   return tokens;
+}
+
+struct LonePoint {
+  float squared_distance;
+  int32_t index;
+};
+
+// The points off their centroids, with their distances: of unit keys where the metric is cosine.
+std::vector<LonePoint> PointsOffCentroids(const float* keys, int32_t head_dim, ClusterMetric metric,
+                                          const KMeansResult& result) {
+  std::vector<LonePoint> points;
+  points.reserve(result.labels.size());
+  for (int32_t i = 0; i < static_cast<int32_t>(result.labels.size()); ++i) {
+    const float* key = keys + int64_t{i} * head_dim;
+    const float* centroid = &result.centroids[int64_t{result.labels[i]} * head_dim];
+    const float norm = std::inner_product(key, key + head_dim, key, 0.0f);
+    const float scale = metric == ClusterMetric::kCosine ? 1.0f / std::sqrt(norm) : 1.0f;
+    float squared = 0.0f;
+    for (int32_t d = 0; d < head_dim; ++d) {
+      const float x = scale * key[d] - centroid[d];
+      squared += x * x;
+    }
+    if (squared > kRoundingSquared * scale * scale * norm) points.push_back({squared, i});
+  }
+  return points;
+}
+
+// Gives the `count` points farthest from their centroids (of equals the earlier) a cluster each;
+// fewer if fewer lie off theirs. Centroids of `result` stay what they were.
+void SetLonePointsApart(const float* keys, int32_t head_dim, ClusterMetric metric, int32_t count,
+                        KMeansResult* result) {
+  std::vector<LonePoint> points = PointsOffCentroids(keys, head_dim, metric, *result);
+  count = std::min(count, static_cast<int32_t>(points.size()));
+  const auto is_farther = [](const LonePoint& a, const LonePoint& b) {
+    return a.squared_distance > b.squared_distance ||
+           (a.squared_distance == b.squared_distance && a.index < b.index);
+  };
+  std::partial_sort(points.begin(), points.begin() + count, points.end(), is_farther);
+  for (int32_t i = 0; i < count; ++i) {
+    int32_t& label = result->labels[points[i].index];
+    --result->sizes[label];
+    label = result->nlist++;
+    result->sizes.push_back(1);
+  }
 }
 
 class ClusterPartitioner final : public Partitioner {
@@ -83,7 +131,10 @@ class ClusterPartitioner final : public Partitioner {
       keys = gathered.data();
     }
     KMeansOptions options;
-    options.nlist = std::min({Wanted(tokens.ordinary.size()), Room(input, tokens), num_points});
+    const int32_t nlist =
+        std::min({Wanted(tokens.ordinary.size()), Room(input, tokens), num_points});
+    const int32_t num_lone = static_cast<int32_t>(options_.lone_share * static_cast<float>(nlist));
+    options.nlist = nlist - num_lone;
     options.metric = options_.metric;
     options.init = options_.init;
     options.iterations = options_.iterations;
@@ -93,6 +144,9 @@ class ClusterPartitioner final : public Partitioner {
             ? TrainWithFaiss(keys, num_points, input.head_dim, options)
             : TrainKMeans(keys, num_points, input.head_dim, options);
     if (!result.ok()) return result.status();
+    if (num_lone > 0) {
+      SetLonePointsApart(keys, input.head_dim, options_.metric, num_lone, &*result);
+    }
     AppendByLabel(tokens.ordinary, *result, lists);
     return absl::OkStatus();
   }
@@ -142,11 +196,12 @@ int32_t NumClusters(const ClusterOptions& options, int32_t num_tokens) {
 
 absl::StatusOr<std::unique_ptr<Partitioner>> MakeClusterPartitioner(const ClusterOptions& options) {
   if (options.mean_size < 1 || options.nlist < 0 || options.nlist > kMaxCentroids ||
-      options.min_nlist < 0 || options.min_nlist > kMaxCentroids || options.iterations < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("clusters: mean_size ", options.mean_size, " (at least 1), nlist ",
-                     options.nlist, " and min_nlist ", options.min_nlist, " (0 to ", kMaxCentroids,
-                     "), iterations ", options.iterations, " (at least 0)"));
+      options.min_nlist < 0 || options.min_nlist > kMaxCentroids || options.iterations < 0 ||
+      !(options.lone_share >= 0.0f && options.lone_share < 1.0f)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "clusters: mean_size ", options.mean_size, " (at least 1), nlist ", options.nlist,
+        " and min_nlist ", options.min_nlist, " (0 to ", kMaxCentroids, "), iterations ",
+        options.iterations, " (at least 0), lone_share ", options.lone_share, " (in [0, 1))"));
   }
   return std::make_unique<ClusterPartitioner>(options);
 }

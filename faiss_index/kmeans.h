@@ -44,7 +44,7 @@ struct KMeansOptions {
 struct KMeansResult {
   int32_t nlist = 0;
   int32_t iterations = 0;        // done; fewer than asked for if fewer than 0.1 % of labels changed
-  std::vector<float> centroids;  // [nlist, head_dim], means of raw keys
+  std::vector<float> centroids;  // [nlist, head_dim]: means of raw keys; kCosine: unit vectors
   std::vector<int32_t> labels;   // [num_points]: the nearest of `centroids`, for every point
   std::vector<int32_t> sizes;    // [nlist]; 0 only where fewer than nlist points differ
   double objective = 0.0;        // sum over points of the squared distance (of 2 - 2 cos) to it

@@ -79,13 +79,19 @@ enum class ClusterBackend : int32_t {
 // At most nlist + 1 lists come out: nlist clusters (fewer where fewer keys differ) and the keys
 // that are not finite. A list of zero keys takes the place of a cluster where there would be more.
 //
-// Errors: INVALID_ARGUMENT if mean_size is below 1, nlist below 0 or above 8,192, or iterations
-// below 0; of Partition also if mean_size asks for more than 8,192 clusters.
+// With lone_share a part of the nlist clusters holds one token each: after the training the keys
+// farthest from the centroid of their cluster leave it. A query that asks for such a key alone
+// scores its cluster's mean too low, whatever the variance.
+//
+// Errors: INVALID_ARGUMENT if mean_size is below 1, nlist below 0 or above 8,192, iterations below
+// 0, or lone_share outside [0, 1); of Partition also if mean_size asks for more than 8,192
+// clusters.
 struct ClusterOptions {
   int32_t mean_size = 32;  // tokens per cluster; nlist = max(1, num_tokens / mean_size), counting
                            // tokens whose key is finite and not zero
   int32_t min_nlist = 0;  // at least so many in short inputs, of not less than mean_size / 2 tokens
   int32_t nlist = 0;      // > 0: this many, whatever mean_size says; at most one per such token
+  float lone_share = 0.0f;
   ClusterMetric metric = ClusterMetric::kCenteredL2;
   int32_t iterations = 10;  // stops early when fewer than 0.1 % of the labels change
   uint64_t seed = 1;

@@ -51,7 +51,7 @@ int32_t PolicyKind(const char* name) {
 bool SameLists(const semkv_policy& a, const semkv_policy& b) {
   return a.struct_size == b.struct_size && a.kind == b.kind && a.sinks == b.sinks &&
          a.cluster_size == b.cluster_size && a.cluster_metric == b.cluster_metric &&
-         a.kmeans_iterations == b.kmeans_iterations &&
+         a.kmeans_iterations == b.kmeans_iterations && a.lone_share == b.lone_share &&
          a.sentence_min_tokens == b.sentence_min_tokens &&
          a.sentence_max_tokens == b.sentence_max_tokens && a.centroid_form == b.centroid_form &&
          a.estimate_rest == b.estimate_rest && a.segment_tokens == b.segment_tokens &&
@@ -78,6 +78,9 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.group_rank = SEMKV_RANK_SHARE_SUM;
   policy.segment_tokens = kDefaultSegmentTokens;
   switch (kind) {
+    case SEMKV_POLICY_CLUSTER:
+      policy.lone_share = 0.25f;
+      break;
     case SEMKV_POLICY_PAGES:
     case SEMKV_POLICY_QUEST:
       // The baselines as their authors have them: no variance term.
@@ -163,6 +166,10 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy.mass_target is ", policy.mass_target, ", must be in [0, 1)"));
   }
+  if (!(policy.lone_share >= 0.0f && policy.lone_share < 1.0f)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("policy.lone_share is ", policy.lone_share, ", must be in [0, 1)"));
+  }
   const int32_t recent = policy.recent == -1 ? kLeastRecent : policy.recent;
   if (policy.kind != SEMKV_POLICY_DENSE && policy.budget < policy.sinks + recent) {
     return absl::InvalidArgumentError(absl::StrCat("policy.budget is ", policy.budget,
@@ -212,6 +219,7 @@ absl::StatusOr<IndexRecipe> MakeIndexRecipe(const semkv_policy& policy) {
     options.metric = policy.cluster_metric == SEMKV_METRIC_COSINE ? ClusterMetric::kCosine
                                                                   : ClusterMetric::kCenteredL2;
     options.iterations = policy.kmeans_iterations;
+    options.lone_share = policy.lone_share;
     SEMKV_ASSIGN_OR_RETURN(recipe.later_clusters, MakeClusterRecipe(options));
     ClusterOptions first = options;
     // Short contexts have small budgets, which clusters of 32 fill with a handful of lists.

@@ -164,6 +164,9 @@ typedef struct semkv_policy {
   int32_t warm_up;   /* steps with at most so many queries in the open sentence attend to all kept
                         and all later tokens, whatever the budget (the paper's code: 1); a step whose
                         own token closes its sentence has none; 0: no such steps */
+  /* Clusters: */
+  float lone_share; /* in [0, 1): of the clusters, so many hold one token each, the keys farthest
+                       from the means of theirs; default 0, of cluster 0.25 */
 } semkv_policy;
 
 /* Errors: INVALID_ARGUMENT if kind is no policy. */

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "tests/testing/generator_s1.h"
@@ -134,6 +136,11 @@ TEST(PartitionerTest, RefusesBadOptionsAndInputs) {
   ClusterOptions options;
   options.mean_size = 0;
   EXPECT_EQ(MakeClusterPartitioner(options).status().code(), kInvalid);
+  for (float share : {-0.1f, 1.0f, kNan}) {
+    ClusterOptions lone;
+    lone.lone_share = share;
+    EXPECT_EQ(MakeClusterPartitioner(lone).status().code(), kInvalid) << share;
+  }
   Lists lists;
   PartitionInput input;
   input.num_tokens = kMaxPartitionTokens + 1;
@@ -165,6 +172,7 @@ TEST(ClusterPartitionerTest, RandomKeysKeepTheContract) {
     options.metric = rng() % 2 == 0 ? ClusterMetric::kCosine : ClusterMetric::kCenteredL2;
     options.init = rng() % 2 == 0 ? KMeansInit::kStrided : KMeansInit::kStratified;
     if (rng() % 8 == 0) options.backend = ClusterBackend::kFaiss;
+    if (rng() % 2 == 0) options.lone_share = 0.125f * static_cast<float>(rng() % 8);
     const Lists lists = PartitionKeys(keys.data(), num_tokens, head_dim, options);
     ExpectPartition(lists, num_tokens);
     EXPECT_EQ(lists.num_nonfinite, num_bad);
@@ -206,10 +214,65 @@ TEST(ClusterPartitionerTest, EqualKeysMakeOneList) {
   for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
     ClusterOptions options;
     options.metric = metric;
+    options.lone_share = 0.5f;
     const std::vector<float> keys(300 * 16, 0.37f);
     const Lists lists = PartitionKeys(keys.data(), 300, 16, options);
     ExpectPartition(lists, 300);
     EXPECT_EQ(lists.nlist(), 1);
+  }
+}
+
+// Tokens by distance to their centroid, the farthest first; unit keys if `unit`.
+std::vector<uint16_t> ByDistance(const KMeansResult& trained, const std::vector<float>& keys,
+                                 int32_t head_dim, bool unit) {
+  std::vector<std::pair<double, uint16_t>> tokens;
+  for (size_t token = 0; token < trained.labels.size(); ++token) {
+    double squared = 0.0, norm = 0.0;
+    for (int32_t d = 0; d < head_dim; ++d) {
+      norm += double{keys[token * head_dim + d]} * keys[token * head_dim + d];
+    }
+    for (int32_t d = 0; d < head_dim; ++d) {
+      const double x = keys[token * head_dim + d] / (unit ? std::sqrt(norm) : 1.0) -
+                       double{trained.centroids[trained.labels[token] * head_dim + d]};
+      squared += x * x;
+    }
+    tokens.emplace_back(-squared, static_cast<uint16_t>(token));
+  }
+  std::sort(tokens.begin(), tokens.end());
+  std::vector<uint16_t> order;
+  for (const auto& [squared, token] : tokens) order.push_back(token);
+  return order;
+}
+
+TEST(ClusterPartitionerTest, LoneKeysAreTheFarthestFromTheirCentroids) {
+  for (ClusterMetric metric : {ClusterMetric::kCenteredL2, ClusterMetric::kCosine}) {
+    std::mt19937_64 rng(7);
+    const std::vector<float> keys = testing::RandomNormal(rng, 500 * 16);
+    ClusterOptions options;
+    options.metric = metric;
+    options.nlist = 15;
+    const Lists without = PartitionKeys(keys.data(), 500, 16, options);
+    KMeansOptions training;
+    training.nlist = 15;
+    training.metric = metric;
+    training.init = options.init;
+    training.iterations = options.iterations;
+    training.seed = options.seed;
+    std::vector<uint16_t> lone = ByDistance(*TrainKMeans(keys.data(), 500, 16, training), keys, 16,
+                                            metric == ClusterMetric::kCosine);
+    lone.resize(5);
+    options.nlist = 20;
+    options.lone_share = 0.25f;
+    const Lists lists = PartitionKeys(keys.data(), 500, 16, options);
+    ASSERT_EQ(lists.nlist(), 20);
+    for (int32_t i = 0; i < 5; ++i) EXPECT_THAT(Members(lists, 15 + i), ElementsAre(lone[i]));
+    for (int32_t i = 0; i < 15; ++i) {
+      std::vector<uint16_t> rest = Members(without, i);
+      std::erase_if(rest, [&](uint16_t token) {
+        return std::find(lone.begin(), lone.end(), token) != lone.end();
+      });
+      EXPECT_EQ(Members(lists, i), rest);
+    }
   }
 }
 

@@ -123,6 +123,9 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
       ->check(CLI::Range(-1, 1 << 20));
   app->add_option("--cluster-size", overrides->cluster_size, "mean tokens per cluster [32]")
       ->check(CLI::Range(1, 8192));
+  app->add_option("--lone-share", overrides->lone_share,
+                  "of the clusters, so many hold one token each [0; cluster: 0.25]")
+      ->check(CLI::Range(0.0, 0.999999));
   app->add_option("--mass-target", overrides->mass_target,
                   "stop below the budget once this estimated share of the attention mass is read; "
                   "0: always fill the budget [0]")
@@ -273,6 +276,7 @@ absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
   policy.min_context = overrides.min_context.value_or(policy.min_context);
   policy.dense_layers = overrides.dense_layers.value_or(policy.dense_layers);
   policy.cluster_size = overrides.cluster_size.value_or(policy.cluster_size);
+  policy.lone_share = overrides.lone_share.value_or(policy.lone_share);
   policy.mass_target = overrides.mass_target.value_or(policy.mass_target);
   if (kind == SEMKV_POLICY_SENTENCEKV) {
     policy.keep_factor = overrides.keep_factor.value_or(policy.keep_factor);
