@@ -8,7 +8,7 @@ VENV := build/venv-python
 VENV_VLLM := build/venv-vllm
 VLLM := 0.32.0
 
-.PHONY: demo demo-vllm test test-core test-python test-engines venv-vllm bench soak tsan tidy format check-format packages release asan clean
+.PHONY: demo demo-vllm test test-core test-python test-engines venv-vllm bench gpu-build gpu-check soak tsan tidy format check-format packages release asan clean
 
 demo: release
 	@mkdir -p $(DEMO)
@@ -56,6 +56,15 @@ test-engines: venv-vllm
 
 bench: release
 	build/release/semkv_bench --ratios
+
+# The GPU tests and benchmark, self-contained, for a machine that has a GPU and nothing of ours.
+gpu-build: release
+	tools/bundle_gpu_programs.sh build/release build/gpu
+
+# Runs them where there is a GPU; writes docs/results/gpu.md and gpu.json.
+gpu-check:
+	@test -d build/gpu || $(MAKE) gpu-build
+	python3 tools/gpu_check.py build/gpu docs/results
 
 # Long random runs, and everything under ThreadSanitizer: too long for every commit.
 soak: tsan asan venv-vllm

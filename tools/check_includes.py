@@ -42,7 +42,7 @@ FOLDERS = {
 # and tools that make fixtures or train the model.
 ENGINES = re.compile(r"^\s*(?:import|from)\s+(torch|vllm|sglang|transformers)\b")
 ENGINE_FOLDERS = ("integration/semkv/", "integration/examples/", "tests/integration/",
-                  "benchmarks/vllm_", "benchmarks/hf_", "tools/")
+                  "benchmarks/vllm_", "benchmarks/hf_", "benchmarks/gpu_peers", "tools/")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 SOURCE = {".h", ".cc", ".c", ".cu", ".cuh"}
 # Words that say nothing as the name of a file or folder: a function lives with its noun.

@@ -1,0 +1,140 @@
+// New tokens into slots, list pages over the bus, and clusters of a prompt.
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "benchmarks/cuda/cuda_case.h"
+#include "csrc/ops/cache/write_kv_cuda.h"
+#include "csrc/ops/clustering/kmeans_cuda.h"
+#include "csrc/ops/residency/gather_pages_cuda.h"
+
+namespace semkv {
+namespace {
+
+constexpr int32_t kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
+constexpr int64_t kTokenBytes = int64_t{kKvHeads} * kHeadDim * 2;  // of K, or of V
+
+CudaLaunch PrepareWrite(CudaArena& arena, int32_t num_layers, int32_t num_tokens) {
+  constexpr int32_t kPoolTokens = 4096;
+  std::mt19937 rng(5);
+  std::vector<int32_t> slots(kPoolTokens);
+  std::iota(slots.begin(), slots.end(), 0);
+  std::shuffle(slots.begin(), slots.end(), rng);
+  slots.resize(num_tokens);
+  WriteKvParams p;
+  p.dtype = DType::kBFloat16;
+  p.k_token = p.v_token = kKvHeads * kHeadDim;
+  p.k_head = p.v_head = kHeadDim;
+  p.num_tokens = num_tokens;
+  p.num_kv_heads = kKvHeads;
+  p.head_dim = kHeadDim;
+  p.slots = arena.Copy(slots);
+  p.view.k_head = p.view.v_head = kHeadDim;
+  p.view.k_token = p.view.v_token = kKvHeads * kHeadDim;
+  p.view.k_page = p.view.v_page = kPageTokens * p.view.k_token;
+  p.view.page_tokens = kPageTokens;
+  p.view.num_pages = kPoolTokens / kPageTokens;
+  p.view.dtype = DType::kBFloat16;
+  std::vector<WriteKvParams> layers(num_layers, p);
+  for (WriteKvParams& layer : layers) {
+    layer.k = arena.Normal(static_cast<size_t>(num_tokens * kTokenBytes));
+    layer.v = arena.Normal(static_cast<size_t>(num_tokens * kTokenBytes));
+    layer.view.k = arena.Bytes(static_cast<size_t>(kPoolTokens * kTokenBytes));
+    layer.view.v = arena.Bytes(static_cast<size_t>(kPoolTokens * kTokenBytes));
+  }
+  return [=](int32_t layer, cudaStream_t stream) { return WriteKvCuda(layers[layer], stream); };
+}
+
+CudaLaunch PrepareGather(CudaArena& arena, int32_t num_layers, int32_t num_pages,
+                         int64_t page_bytes) {
+  std::mt19937 rng(6);
+  std::vector<PagePair> pairs(num_pages);
+  for (int32_t i = 0; i < num_pages; ++i) pairs[i] = {i, num_pages - 1 - i};
+  std::shuffle(pairs.begin(), pairs.end(), rng);
+  PageCopyParams p;
+  p.page_bytes = page_bytes;
+  p.num_home_pages = p.num_hot_pages = p.max_pages = num_pages;
+  p.pages = arena.Copy(pairs);
+  p.num_pages = arena.Copy(std::vector<int32_t>{num_pages});
+  p.home = arena.Mapped(static_cast<size_t>(num_pages * page_bytes));
+  std::vector<void*> hot(num_layers);
+  for (void*& pool : hot) pool = arena.Bytes(static_cast<size_t>(num_pages * page_bytes));
+  return [=](int32_t layer, cudaStream_t stream) {
+    PageCopyParams of_layer = p;
+    of_layer.hot = hot[layer];
+    return GatherPagesCuda(of_layer, kPageCopyCtas, stream);
+  };
+}
+
+// Every KV head of every segment of a prompt.
+CudaLaunch PrepareKMeans(CudaArena& arena, int32_t num_layers, int32_t tokens,
+                         int32_t segment_tokens, int32_t num_lists, int32_t iterations) {
+  KMeansParams p;
+  p.num_problems = kKvHeads * (tokens / segment_tokens);
+  p.head_dim = kHeadDim;
+  p.dtype = DType::kBFloat16;
+  p.iterations = iterations;
+  p.max_points = segment_tokens;
+  p.max_lists = num_lists;
+  const size_t problems = static_cast<size_t>(p.num_problems);
+  const size_t index_bytes = KMeansIsNarrow(segment_tokens) ? 2 : 4;
+  p.labels = arena.Array<uint16_t>(problems * segment_tokens);
+  p.offsets = arena.Bytes(problems * (num_lists + 3) * index_bytes);
+  p.members = arena.Bytes(problems * segment_tokens * index_bytes);
+  p.centroids = arena.Array<float>(problems * num_lists * kHeadDim);
+  p.objectives = arena.Array<float>(problems);
+  p.iterations_done = arena.Array<int32_t>(problems);
+  std::vector<KMeansParams> layers(num_layers, p);
+  for (KMeansParams& layer : layers) {
+    const char* keys = static_cast<char*>(arena.Normal(static_cast<size_t>(tokens * kTokenBytes)));
+    std::vector<KMeansProblem> of_layer;
+    for (int32_t begin = 0; begin < tokens; begin += segment_tokens) {
+      for (int32_t head = 0; head < kKvHeads; ++head) {
+        of_layer.push_back({keys + begin * kTokenBytes + head * kHeadDim * 2, kKvHeads * kHeadDim,
+                            segment_tokens, num_lists});
+      }
+    }
+    layer.problems = arena.Copy(of_layer);
+  }
+  const KMeansPlan plan =
+      PlanKMeans(p.num_problems, kHeadDim, segment_tokens, num_lists, iterations);
+  const size_t bytes = KMeansCudaWorkspaceBytes(plan);
+  void* workspace = arena.Bytes(bytes);
+  return [=](int32_t layer, cudaStream_t stream) {
+    return KMeansCuda(layers[layer], plan, workspace, bytes, stream);
+  };
+}
+
+}  // namespace
+
+void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
+  for (int32_t tokens : {1, 64}) {
+    cases.push_back({"write_kv/tokens:" + std::to_string(tokens), 4 * tokens * kTokenBytes,
+                     CudaYardstick::kMemory,
+                     [=](CudaArena& arena, int32_t n) { return PrepareWrite(arena, n, tokens); }});
+  }
+  for (int32_t page_kib : {8, 32}) {
+    const int32_t pages = std::max(4096 / page_kib / shrink, 1);
+    const int64_t page_bytes = int64_t{1024} * page_kib;
+    cases.push_back({"gather_pages/page_kib:" + std::to_string(page_kib), pages * page_bytes,
+                     CudaYardstick::kBus, [=](CudaArena& arena, int32_t n) {
+                       return PrepareGather(arena, n, pages, page_bytes);
+                     }});
+  }
+  const int32_t tokens = 131072 / shrink, iterations = shrink == 1 ? 10 : 1;
+  for (int32_t segment : {8192, 131072}) {
+    const int32_t lists = segment == 8192 ? 256 : 1024;
+    cases.push_back({"kmeans/tokens:131072/segment:" + std::to_string(segment) +
+                         "/lists:" + std::to_string(lists) + "/iterations:10",
+                     (2 * iterations + 2) * tokens * kTokenBytes, CudaYardstick::kMemory,
+                     [=](CudaArena& arena, int32_t n) {
+                       return PrepareKMeans(arena, n, tokens, segment / shrink,
+                                            std::max(lists / shrink, 2), iterations);
+                     }});
+  }
+}
+
+}  // namespace semkv

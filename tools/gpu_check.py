@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Runs what `make gpu-build` made on this machine's GPU: the tests, the tests under
+compute-sanitizer's tools, the benchmark, and other libraries' kernels beside it where torch can be
+imported. Writes gpu.md and gpu.json into the folder of results; ends with status 1 if anything
+failed, 2 without a GPU. Standard library only.
+"""
+import argparse
+import concurrent.futures
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS = 120, 100, 180
+
+
+def run(command, seconds):
+    """(what it came to, seconds, output): "passed", "failed" or "timed out"."""
+    start = time.monotonic()
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
+                              timeout=seconds)
+        verdict = "passed" if done.returncode == 0 else "failed"
+        output = done.stdout + done.stderr
+    except subprocess.TimeoutExpired as expired:
+        verdict, output = "timed out", (expired.stdout or b"").decode(errors="replace")
+    return verdict, time.monotonic() - start, output
+
+
+def gpu_name():
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total",
+                               "--format=csv,noheader"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+
+
+def run_tests(folder, results):
+    for test in sorted(folder.glob("*_cuda_test")):
+        verdict, seconds, output = run([test, "--gtest_brief=1"], TEST_SECONDS)
+        print(f"{test.name:32} {verdict:10} {seconds:6.1f} s", flush=True)
+        if verdict != "passed":
+            print(output[-4000:])
+        results["tests"].append({"name": test.name, "verdict": verdict, "seconds": seconds})
+
+
+def run_sanitizers(folder, results):
+    """Every test under every tool, four at a time: they wait for the host most of the time."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not os.path.exists(tool):
+        print("compute-sanitizer: not found")
+        return
+    jobs = [(test, name) for name in SANITIZERS for test in sorted(folder.glob("*_cuda_test"))]
+
+    def sanitize(job):
+        test, name = job
+        return job, run([tool, "--tool", name, "--error-exitcode", "1", test, "--gtest_brief=1"],
+                        SANITIZER_SECONDS)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for (test, name), (verdict, seconds, output) in pool.map(sanitize, jobs):
+            print(f"{name:10} {test.name:32} {verdict:10} {seconds:6.1f} s", flush=True)
+            if verdict == "failed":
+                print(output[-2000:])
+            results["sanitizers"].append({"tool": name, "name": test.name, "verdict": verdict,
+                                          "seconds": seconds})
+
+
+def run_benchmark(folder, results):
+    path = folder / "bench.json"
+    verdict, seconds, output = run([folder / "semkv_bench_cuda", "--json", path], BENCH_SECONDS)
+    print(output, f"semkv_bench_cuda: {verdict}, {seconds:.0f} s", flush=True)
+    results["benchmark"] = json.loads(path.read_text()) if path.exists() else {}
+    results["benchmark_verdict"] = verdict
+    verdict, _, output = run([sys.executable, folder / "gpu_peers.py"], BENCH_SECONDS)
+    print(output, flush=True)
+    results["peers"] = output.splitlines() if verdict == "passed" else [f"gpu_peers.py {verdict}"]
+
+
+def write_table(results, path):
+    lines = ["# CUDA kernels on a GPU", "",
+             f"`make gpu-check` wrote this on {results['date']}: {results['gpu']}, commit "
+             f"{results['commit']}.", "", "## Tests", "",
+             *(f"- {t['name']}: {t['verdict']}, {t['seconds']:.1f} s" for t in results["tests"])]
+    lines += ["", "## compute-sanitizer", "",
+              *(f"- {t['tool']} {t['name']}: {t['verdict']}" for t in results["sanitizers"])]
+    bench = results["benchmark"]
+    if bench:
+        lines += ["", "## Times", "",
+                  f"A copy within the GPU: {bench['memory_gbs']:.0f} GB/s, read and written; from "
+                  f"the host: {bench['bus_gbs']:.1f} GB/s. benchmarks/cuda says what is measured.",
+                  "",
+                  "| case | layers | us | floor us | ratio |", "|---|--:|--:|--:|--:|"]
+        lines += [f"| {c['name']} | {c['layers']} | {c['median_us']:.2f} | {c['floor_us']:.2f} | "
+                  f"{c['median_us'] / c['floor_us']:.2f} |" for c in bench.get("cases", [])]
+    lines += ["", "## Beside it", "", *(f"- {line}" for line in results["peers"])]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="what make gpu-build made")
+    parser.add_argument("results", type=pathlib.Path)
+    arguments = parser.parse_args()
+    gpu = gpu_name()
+    if gpu is None:
+        print("gpu_check: nvidia-smi finds no GPU here", file=sys.stderr)
+        return 2
+    folder = arguments.folder.resolve()
+    results = {"gpu": gpu, "date": datetime.date.today().isoformat(),
+               "commit": (folder / "COMMIT").read_text().strip(), "tests": [], "sanitizers": []}
+    print(gpu, results["commit"])
+    run_tests(folder, results)
+    run_benchmark(folder, results)
+    run_sanitizers(folder, results)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_table(results, arguments.results / "gpu.md")
+    verdicts = [item["verdict"] for item in results["tests"] + results["sanitizers"]]
+    failed = verdicts.count("failed") + (results["benchmark_verdict"] != "passed")
+    print(f"gpu_check: {verdicts.count('passed')} passed, {failed} failed, "
+          f"{verdicts.count('timed out')} timed out; {arguments.results}/gpu.md")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
