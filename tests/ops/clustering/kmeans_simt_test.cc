@@ -216,6 +216,26 @@ TEST(KMeansSimtTest, ListsWithoutMembersRestartAtTheFarthestPoints) {
   }
 }
 
+TEST(KMeansSimtTest, OfEquallyFarPointsTheLowestRestartsAList) {
+  std::mt19937_64 rng(21);
+  KMeansCase c;
+  c.iterations = 1;
+  c.draws = false;
+  c.sizes = {{40, 3}};
+  KMeansInput input(c, rng);
+  for (int32_t i = 0; i < 40; ++i) {
+    input.SetAll(0, i, 0.0f);
+    input.Set(0, i, 0, 4.0f);
+  }
+  // The first centroids, points 0, 13 and 26, are equal, and these two as far from them.
+  input.Set(0, 5, 1, 8.0f);
+  input.Set(0, 15, 1, -8.0f);
+  const Result expected = RunReference(input);
+  EXPECT_EQ(RunSimt(input).labels, expected.labels);
+  EXPECT_EQ(input.Label(0, 5), 1);
+  EXPECT_EQ(input.Label(0, 15), 2);
+}
+
 TEST(KMeansSimtTest, PointsThatAreNotOrdinaryHarmNoOthers) {
   std::mt19937_64 rng(9);
   KMeansCase c;
