@@ -137,15 +137,15 @@ def test_a_failure_within_a_step_gives_up_that_cache_alone(llama, monkeypatch):
     with semkv.hf.enable(llama, **EVERYTHING) as handle:
         right = generate(llama, inputs)
         cache = transformers.DynamicCache()
-        select, calls = semkv.Step.select, []
+        attend, calls = semkv.Step.attend, []
 
         def fail_once(self, *arguments, **options):
             calls.append(1)
             if len(calls) == 5:
                 raise semkv.SemkvError(13, "INTERNAL", "out of order")
-            return select(self, *arguments, **options)
+            return attend(self, *arguments, **options)
 
-        monkeypatch.setattr(semkv.Step, "select", fail_once)
+        monkeypatch.setattr(semkv.Step, "attend", fail_once)
         with pytest.raises(semkv.SemkvError, match="INTERNAL: out of order"):
             generate(llama, inputs, past_key_values=cache)
         with pytest.raises(RuntimeError, match="given up: SemkvError: INTERNAL: out of order"):
