@@ -23,9 +23,11 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 target_link_libraries(semkv_faiss_dependency INTERFACE ${FAISS_LIBRARY} semkv_openblas_dependency
                                                        OpenMP::OpenMP_CXX)
 
+if(SEMKV_BUILD_TOOLS OR SEMKV_BUILD_BENCHMARKS)
+  find_package(nlohmann_json REQUIRED)
+endif()
 if(SEMKV_BUILD_TOOLS)
   find_package(CLI11 REQUIRED)
-  find_package(nlohmann_json REQUIRED)
   # Regular expressions of the reference engine's tokenizer.
   pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 endif()
