@@ -83,11 +83,11 @@ tidy: packages
 
 format:
 	@tools/install_packages.sh clang-format
-	git ls-files '*.h' '*.cc' '*.c' | xargs clang-format -i
+	git ls-files '*.h' '*.cc' '*.c' '*.cu' '*.cuh' | xargs clang-format -i
 
 check-format:
 	@tools/install_packages.sh clang-format
-	git ls-files '*.h' '*.cc' '*.c' | xargs clang-format --dry-run -Werror
+	git ls-files '*.h' '*.cc' '*.c' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 
 packages:
 	@tools/install_packages.sh

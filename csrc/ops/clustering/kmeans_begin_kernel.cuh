@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kBeginThreads)
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int32_t channel = lane * kKMeansUnit;
-  const int32_t end = begin + kKMeansPartPoints < task.num_points ? begin + kKMeansPartPoints
-                                                                  : task.num_points;
+  const int32_t end =
+      begin + kKMeansPartPoints < task.num_points ? begin + kKMeansPartPoints : task.num_points;
   float sum[kKMeansUnit] = {};
   int32_t count = 0;
   for (int32_t point = begin + warp; point < end; point += kBeginWarps) {
@@ -170,8 +170,7 @@ __global__ void __launch_bounds__(kBeginThreads)
   const int64_t begin = c * num_ordinary / num_used, end = (c + 1) * num_ordinary / num_used;
   uint64_t rank = static_cast<uint64_t>(begin);
   if (launch.op.draws != nullptr) rank += launch.op.draws[c] % static_cast<uint64_t>(end - begin);
-  const int32_t* counts =
-      launch.workspace.part_counts + int64_t{problem} * launch.plan.max_parts;
+  const int32_t* counts = launch.workspace.part_counts + int64_t{problem} * launch.plan.max_parts;
   const int32_t point = FindOrdinary(task, counts, static_cast<int32_t>(rank), lane);
   float center[kKMeansUnit], x[kKMeansUnit];
   LoadRow(task, task.center, channel, center);

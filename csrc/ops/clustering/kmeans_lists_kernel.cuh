@@ -13,8 +13,8 @@ namespace semkv::cuda {
 
 constexpr int32_t kListsWarps = 4;
 constexpr int32_t kListsThreads = kListsWarps * kWarpSize;
-constexpr int32_t kListsAhead = 4;    // rows that a lane has in flight
-constexpr int32_t kListsBlock = 32;   // rows of a lane whose sum joins the total as one number
+constexpr int32_t kListsAhead = 4;     // rows that a lane has in flight
+constexpr int32_t kListsBlock = 32;    // rows of a lane whose sum joins the total as one number
 constexpr int32_t kMaxRowsAtOnce = 4;  // of a warp
 
 struct ListsShared {
@@ -82,16 +82,15 @@ __global__ void __launch_bounds__(kListsThreads)
   const ListsLane lane(task.head_dim, thread % kWarpSize);
   float total[kKMeansUnit] = {}, block[kKMeansUnit] = {};
   int32_t in_block = 0;
-  ForEachMember<kDType>(task, lane, warp, begin, end,
-                        [&](int32_t, const float (&x)[kKMeansUnit]) {
-                          for (int32_t i = 0; i < kKMeansUnit; ++i) block[i] += x[i];
-                          if (++in_block < kListsBlock) return;
-                          in_block = 0;
-                          for (int32_t i = 0; i < kKMeansUnit; ++i) {
-                            total[i] += block[i];
-                            block[i] = 0.0f;
-                          }
-                        });
+  ForEachMember<kDType>(task, lane, warp, begin, end, [&](int32_t, const float(&x)[kKMeansUnit]) {
+    for (int32_t i = 0; i < kKMeansUnit; ++i) block[i] += x[i];
+    if (++in_block < kListsBlock) return;
+    in_block = 0;
+    for (int32_t i = 0; i < kKMeansUnit; ++i) {
+      total[i] += block[i];
+      block[i] = 0.0f;
+    }
+  });
   for (int32_t i = 0; i < kKMeansUnit; ++i) total[i] += block[i];
   if (!lane.is_idle) {
     StoreRow(shared.sums[warp] + lane.row * task.head_dim, lane.channel, total);
@@ -133,7 +132,7 @@ __global__ void __launch_bounds__(kListsThreads)
   float sum = 0.0f;
   ForEachMember<kDType>(task, lane, warp, LoadId(task, task.offsets, list),
                         LoadId(task, task.offsets, list + 1),
-                        [&](int32_t point, const float (&x)[kKMeansUnit]) {
+                        [&](int32_t point, const float(&x)[kKMeansUnit]) {
                           float part = 0.0f;
                           for (int32_t i = 0; i < kKMeansUnit; ++i) {
                             const float y = cosine ? centroid[i] : x[i] - centroid[i];
@@ -160,8 +159,7 @@ __global__ void __launch_bounds__(kWarpSize)
   const int32_t problem = static_cast<int32_t>(blockIdx.x);
   const int32_t lane = static_cast<int32_t>(threadIdx.x);
   const int32_t num_lists = launch.op.problems[problem].num_lists;
-  const float* parts =
-      launch.workspace.list_objectives + int64_t{problem} * launch.op.max_lists;
+  const float* parts = launch.workspace.list_objectives + int64_t{problem} * launch.op.max_lists;
   float sum = 0.0f;
   for (int32_t list = lane; list < num_lists; list += kWarpSize) sum += parts[list];
   sum = WarpSum(sum);

@@ -104,7 +104,7 @@ __device__ inline void FinishIteration(const KMeansLaunch& launch, int32_t probl
 }
 
 // grid = problems; plan.sort_warps warps.
-__global__ void __launch_bounds__(kKMeansMaxSortWarps * kWarpSize)
+__global__ void __launch_bounds__(kKMeansMaxSortWarps* kWarpSize)
     KMeansSortKernel(const __grid_constant__ KMeansLaunch launch) {
   const int32_t problem = static_cast<int32_t>(blockIdx.x);
   const KMeansTask task = GetKMeansTask(launch, problem);

@@ -35,7 +35,9 @@ cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const
     if (error != cudaSuccess) return error;
   }
   const dim3 grid(shape.grid_x, shape.grid_y, shape.grid_z);
+  // clang-format off
   kernel<<<grid, shape.threads, shape.dynamic_shared_bytes, stream>>>(params);
+  // clang-format on
   return cudaGetLastError();
 }
 

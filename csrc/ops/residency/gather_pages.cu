@@ -1,5 +1,5 @@
-#include "csrc/ops/residency/gather_pages_cuda.h"
 #include "csrc/ops/cuda/launch.cuh"
+#include "csrc/ops/residency/gather_pages_cuda.h"
 #include "csrc/ops/residency/gather_pages_kernel.cuh"
 
 namespace semkv {

@@ -1,5 +1,5 @@
-#include "csrc/ops/residency/resolve_cuda.h"
 #include "csrc/ops/cuda/launch.cuh"
+#include "csrc/ops/residency/resolve_cuda.h"
 #include "csrc/ops/residency/resolve_kernel.cuh"
 
 namespace semkv {

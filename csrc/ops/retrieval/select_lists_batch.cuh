@@ -42,10 +42,10 @@ struct SelectListsKernelParams {
 // Static shared memory.
 struct SelectShared {
   BlockScratch scratch;
-  double mass;               // of the lists taken
-  uint32_t has_excluded;     // not 0: some token is
+  double mass;            // of the lists taken
+  uint32_t has_excluded;  // not 0: some token is
   int32_t num_candidates;
-  int32_t bins_that_fit;     // a window
+  int32_t bins_that_fit;  // a window
   int32_t bins_wanted;
   int32_t open_list_tokens;  // new tokens of a list that the window before did not end
   int32_t limit;             // members of the window that may be taken
@@ -117,8 +117,9 @@ __device__ inline SelectCounts LoadViews(const SelectListsParams& p, int64_t tas
     const BlockSum lists =
         SumOverBlock<kSelectWarps>(inside ? view->nlist : 0, thread, shared.scratch);
     if (inside) {
-      memory.views[v] = {view->offsets, view->members, view->first_position,
-                         counts.lists + lists.below, view->partition, 0};
+      memory.views[v] = {view->offsets,        view->members,
+                         view->first_position, counts.lists + lists.below,
+                         view->partition,      0};
     }
     counts.lists += lists.total;
   }
