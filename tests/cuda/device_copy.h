@@ -32,8 +32,9 @@ class DeviceCopy {
   ~DeviceCopy() { cudaFree(data_); }
 
   void* data() { return data_; }
-  std::vector<uint8_t> Read() const {
-    std::vector<uint8_t> host(bytes_);
+  template <typename T = uint8_t>
+  std::vector<T> Read() const {
+    std::vector<T> host(bytes_ / sizeof(T));
     EXPECT_EQ(cudaMemcpy(host.data(), data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
     return host;
   }

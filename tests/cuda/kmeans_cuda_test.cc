@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <random>
 #include <vector>
@@ -65,9 +64,8 @@ class DeviceKMeans {
   }
 
   void Read(KMeansInput& input) const {
-    const auto read = [](const DeviceCopy& copy, auto& to) {
-      const std::vector<uint8_t> bytes = copy.Read();
-      std::memcpy(to.data(), bytes.data(), bytes.size());
+    const auto read = []<typename T>(const DeviceCopy& copy, std::vector<T>& to) {
+      to = copy.Read<T>();
     };
     read(labels_, input.labels);
     read(offsets_, input.offsets);

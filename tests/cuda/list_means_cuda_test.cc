@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -23,13 +22,6 @@ using testing::DeviceCopy;
 using testing::HasDevice;
 using testing::ListMeansProblem;
 
-std::vector<float> ReadFloats(const DeviceCopy& copy) {
-  const std::vector<uint8_t> bytes = copy.Read();
-  std::vector<float> floats(bytes.size() / sizeof(float));
-  std::memcpy(floats.data(), bytes.data(), bytes.size());
-  return floats;
-}
-
 void ExpectCudaEqualsReference(ListMeansProblem& problem) {
   DeviceCopy keys(problem.keys), offsets(problem.offsets), members(problem.members);
   DeviceCopy means(problem.means), variances(problem.variances);
@@ -41,7 +33,7 @@ void ExpectCudaEqualsReference(ListMeansProblem& problem) {
   params.means = static_cast<float*>(means.data());
   params.variances = static_cast<float*>(variances.data());
   testing::RunCaptured(1, [&](cudaStream_t stream) { return ListMeansCuda(params, stream); });
-  const std::vector<float> mean = ReadFloats(means), variance = ReadFloats(variances);
+  const std::vector<float> mean = means.Read<float>(), variance = variances.Read<float>();
   for (size_t i = 0; i < mean.size(); ++i) {
     ASSERT_NEAR(mean[i], problem.means[i], 1e-5 * (1 + std::abs(problem.means[i]))) << i;
   }

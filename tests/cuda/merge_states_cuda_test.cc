@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -32,10 +31,7 @@ void ExpectCudaEqualsReference(const testing::MergeStatesCase& c, std::mt19937_6
   params.out = out.data();
   params.out_lse = static_cast<float*>(out_lse.data());
   testing::RunCaptured(1, [&](cudaStream_t stream) { return MergeStatesCuda(params, stream); });
-  const std::vector<uint8_t> lse_bytes = out_lse.Read();
-  std::vector<float> merged_lse(problem.out_lse.size());
-  std::memcpy(merged_lse.data(), lse_bytes.data(), lse_bytes.size());
-  testing::ExpectMerged(problem, out.Read(), merged_lse);
+  testing::ExpectMerged(problem, out.Read(), out_lse.Read<float>());
 }
 
 TEST(MergeStatesCudaTest, EqualsTheReference) {

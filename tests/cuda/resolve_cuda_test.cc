@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -26,8 +25,7 @@ using testing::ResolveStep;
 
 template <typename T>
 void ReadInto(const DeviceCopy& copy, std::vector<T>& data) {
-  const std::vector<uint8_t> bytes = copy.Read();
-  std::memcpy(data.data(), bytes.data(), bytes.size());
+  data = copy.Read<T>();
 }
 
 // DeviceCopy's memory is what cudaMalloc gives, and so aligned.

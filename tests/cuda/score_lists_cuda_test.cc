@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -48,12 +47,7 @@ class DeviceScoreInput {
   DeviceScoreInput& operator=(const DeviceScoreInput&) = delete;
 
   const ScoreListsParams& params() const { return params_; }
-  std::vector<float> ReadKeys() const {
-    const std::vector<uint8_t> bytes = keys_->Read();
-    std::vector<float> keys(bytes.size() / sizeof(float));
-    std::memcpy(keys.data(), bytes.data(), bytes.size());
-    return keys;
-  }
+  std::vector<float> ReadKeys() const { return keys_->Read<float>(); }
 
  private:
   template <typename T>

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -83,19 +82,15 @@ class DeviceSelectInput {
     return score;
   }
 
-  Selected Read() const { return {Ints(*slots_), Ints(*positions_), Ints(*counts_)}; }
+  Selected Read() const {
+    return {slots_->Read<int32_t>(), positions_->Read<int32_t>(), counts_->Read<int32_t>()};
+  }
 
  private:
   template <typename T>
   T* Copy(const T* host, int64_t n) {
     if (host == nullptr) return nullptr;
     return static_cast<T*>(copies_.emplace_back(host, n * sizeof(T)).data());
-  }
-  static std::vector<int32_t> Ints(const DeviceCopy& copy) {
-    const std::vector<uint8_t> bytes = copy.Read();
-    std::vector<int32_t> ints(bytes.size() / sizeof(int32_t));
-    std::memcpy(ints.data(), bytes.data(), bytes.size());
-    return ints;
   }
 
   SelectListsParams select_;
