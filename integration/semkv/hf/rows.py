@@ -136,12 +136,15 @@ class Rows:
         known = self._ids is not None and self._ids.shape[1] == past
         ids = [self._ids[row, keep].numpy() if known else counts[row]
                for row, keep in enumerate(kept)]
+
         # Beams and num_return_sequences begin as equal rows: forks of one, indexed once. Equal ids
         # have equal keys unless they stand at other positions (position_ids).
-        keys = [layers[0].keys[row][:, keep] for row, keep in enumerate(kept)]
-        origin = [next((other for other in range(row) if known
-                        and np.array_equal(ids[other], ids[row])
-                        and _are_close(keys[other], keys[row])), row)
+        def is_same(one: int, other: int) -> bool:
+            keys = layers[0].keys
+            return known and np.array_equal(ids[one], ids[other]) and _are_close(
+                keys[one][:, kept[one]], keys[other][:, kept[other]])
+
+        origin = [next((other for other in range(row) if is_same(other, row)), row)
                   for row in range(num_rows)]
         made = {row: pool.sequence() for row in sorted(set(origin))}
         for row, sequence in made.items():
