@@ -7,6 +7,9 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 #ifdef SEMKV_EMULATED
@@ -15,25 +18,19 @@
 
 namespace semkv::testing {
 
+using RuntimeCalls = std::map<std::string, int64_t>;
+
 #ifdef SEMKV_EMULATED
-
 constexpr bool kIsEmulated = true;
-
-// Does what launch(stream) enqueues `times` times. Fails if launch calls anything of the runtime
-// but launches: it would synchronise, allocate or copy, which a graph's capture refuses too.
-template <typename Launch>
-void RunCaptured(int times, const Launch& launch) {
-  simt::TakeRuntimeCalls();
-  for (int i = 0; i < times; ++i) ASSERT_EQ(launch(nullptr), cudaSuccess);
-  for (const auto& [call, count] : simt::TakeRuntimeCalls()) {
-    EXPECT_EQ(call, "launch") << count << " calls";
-  }
-}
-
+inline RuntimeCalls TakeRuntimeCalls() { return simt::TakeRuntimeCalls(); }
 #else
-
 constexpr bool kIsEmulated = false;
+inline RuntimeCalls TakeRuntimeCalls() { return {}; }
+#endif
 
+// Captures what launch(stream) enqueues and replays it `times` times. Emulated, it fails too if
+// launch calls anything of the runtime but launches: copies would be captured, and allocations
+// from a pool.
 template <typename Launch>
 void RunCaptured(int times, const Launch& launch) {
   cudaStream_t stream = nullptr;
@@ -41,7 +38,11 @@ void RunCaptured(int times, const Launch& launch) {
   cudaGraphExec_t captured = nullptr;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  TakeRuntimeCalls();
   EXPECT_EQ(launch(stream), cudaSuccess);
+  for (const auto& [call, count] : TakeRuntimeCalls()) {
+    EXPECT_EQ(call, "captured launch") << count << " calls";
+  }
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&captured, graph, 0), cudaSuccess);
   for (int i = 0; i < times; ++i) EXPECT_EQ(cudaGraphLaunch(captured, stream), cudaSuccess);
@@ -50,8 +51,6 @@ void RunCaptured(int times, const Launch& launch) {
   EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
-
-#endif
 
 // Every fourth case where launches are emulated, which is slow: the harness's own tests have all.
 template <typename Case>

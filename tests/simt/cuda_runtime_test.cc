@@ -13,6 +13,7 @@
 #include "tests/simt/add_one.h"
 #include "tests/simt/launch.h"
 #include "tests/simt/runtime_calls.h"
+#include "tests/simt/test_handles.h"
 
 namespace semkv {
 namespace {
@@ -64,6 +65,86 @@ TEST(CudaRuntimeTest, CopiesKnowWhereMemoryIs) {
   EXPECT_EQ(cudaMemset(device, 0, 16), cudaSuccess);
   EXPECT_EQ(cudaMemcpy(nullptr, host, 0, cudaMemcpyHostToDevice), cudaSuccess);
   EXPECT_EQ(cudaFree(device), cudaSuccess);
+}
+
+TEST(CudaRuntimeTest, CopiesRows) {
+  const std::vector<int32_t> from = {1, 2, 3, 4, 5, 6};
+  std::vector<int32_t> back(4, 9);
+  const testing::TestStream stream;
+  int32_t* device = DeviceInts(6);
+  ASSERT_EQ(cudaMemset(device, 0, 24), cudaSuccess);
+  // Columns 0 and 1 of 3 to columns 0 and 1 of 3, then column 1 alone.
+  EXPECT_EQ(
+      cudaMemcpy2DAsync(device, 12, from.data(), 12, 8, 2, cudaMemcpyHostToDevice, stream.get()),
+      cudaSuccess);
+  EXPECT_EQ(
+      cudaMemcpy2DAsync(back.data(), 8, device + 1, 12, 4, 2, cudaMemcpyDeviceToHost, stream.get()),
+      cudaSuccess);
+  EXPECT_EQ(back, (std::vector<int32_t>{2, 9, 5, 9}));
+  const auto copy = [&](size_t to_pitch, size_t width, size_t height) {
+    return cudaMemcpy2DAsync(device, to_pitch, from.data(), 12, width, height,
+                             cudaMemcpyHostToDevice, stream.get());
+  };
+  EXPECT_EQ(copy(4, 8, 2), cudaErrorInvalidPitchValue);
+  EXPECT_EQ(copy(16, 8, 2), cudaSuccess);  // the last row ends with the memory
+  EXPECT_EQ(copy(20, 8, 2), cudaErrorInvalidValue);
+  EXPECT_EQ(copy(16, 8, 0), cudaSuccess);
+  EXPECT_EQ(cudaFree(device), cudaSuccess);
+}
+
+TEST(CudaRuntimeTest, IsOneDevice) {
+  int number = -1, value = 0;
+  EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+  EXPECT_EQ(cudaSetDevice(1), cudaErrorInvalidDevice);
+  EXPECT_EQ(cudaGetDevice(&number), cudaSuccess);
+  EXPECT_EQ(number, 0);
+  EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0), cudaSuccess);
+  EXPECT_EQ(value, 4);
+  EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
+  EXPECT_EQ(value, 9);
+  EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMinor, 0), cudaSuccess);
+  EXPECT_EQ(value, 0);
+  EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 1),
+            cudaErrorInvalidDevice);
+}
+
+TEST(CudaRuntimeTest, WithoutLazyStreamsAllHasHappenedWhenTheCallReturns) {
+  const testing::TestStream stream, other;
+  const testing::TestEvent event;
+  testing::PinnedInts x(1);
+  void* memory = nullptr;
+  ASSERT_EQ(cudaMallocAsync(&memory, 4, stream.get()), cudaSuccess);
+  int32_t* device = static_cast<int32_t*>(memory);
+  x[0] = 1;
+  EXPECT_EQ(cudaMemcpyAsync(device, x.data(), 4, cudaMemcpyHostToDevice, stream.get()),
+            cudaSuccess);
+  x[0] = 5;
+  EXPECT_EQ(AddOne({device, device, 1}, other.get()), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(x.data(), device, 4, cudaMemcpyDeviceToHost, stream.get()),
+            cudaSuccess);
+  EXPECT_EQ(x[0], 2);
+  EXPECT_EQ(cudaEventRecord(event.get(), stream.get()), cudaSuccess);
+  EXPECT_EQ(cudaEventQuery(event.get()), cudaSuccess);
+  EXPECT_EQ(cudaFreeAsync(memory, stream.get()), cudaSuccess);
+  EXPECT_EQ(cudaMemsetAsync(memory, 0, 4, stream.get()), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFree(memory), cudaErrorInvalidValue);
+}
+
+TEST(CudaRuntimeTest, KnowsItsHandles) {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t event = nullptr;
+  EXPECT_EQ(cudaStreamCreateWithFlags(&stream, 2), cudaErrorInvalidValue);
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDefault), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaStreamDestroy(nullptr), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(AddOne({nullptr, nullptr, 1}, stream), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  EXPECT_EQ(cudaEventDestroy(event), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventRecord(event, nullptr), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaStreamWaitEvent(nullptr, event), cudaErrorInvalidResourceHandle);
 }
 
 TEST(CudaRuntimeDeathTest, TheHostCannotTouchDeviceMemory) {

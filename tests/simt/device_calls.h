@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+struct CUstream_st;
+
 namespace semkv {
 struct LaunchShape;
 }
@@ -49,10 +51,13 @@ void BeginCopy(void* shared, const void* global, size_t bytes, size_t source_byt
 void CommitCopies();
 void WaitForCopies(int groups);
 
-// What a launcher's launch does here: calls function(argument) in every CUDA thread of `shape`,
-// which may touch what the emulated CUDA runtime allocated (cuda_runtime.cc). Returns a
-// cudaError_t.
-int LaunchOnDevice(const LaunchShape& shape, void (*function)(void*), void* argument);
+// What a launcher's launch does here, on a stream of the emulated CUDA runtime: calls
+// function(a copy of the argument) in every CUDA thread of `shape`, which may touch what the
+// runtime allocated. The argument's bytes are copied at the call: on a lazy or capturing stream
+// that is before the kernel runs, and it may run often. Returns a cudaError_t.
+constexpr size_t kMaxKernelArgumentBytes = 4096;
+int LaunchOnDevice(const LaunchShape& shape, CUstream_st* stream, void (*function)(void*),
+                   const void* argument, size_t bytes);
 
 // *p = f(*p, x) as one step that does not race with another atomic; returns the old *p.
 enum class AtomicKind { kAdd, kMax, kMin, kOr, kAnd, kExchange };

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "csrc/ops/cuda/launch_shape.h"
 
 namespace semkv {
@@ -13,11 +15,15 @@ namespace semkv {
 
 template <typename Params>
 cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const Params& params,
-                         cudaStream_t) {
+                         cudaStream_t stream) {
   if (IsEmpty(shape)) return cudaSuccess;
-  auto thread = [&] { kernel(params); };
+  const auto thread = [kernel, params] { kernel(params); };
+  using Thread = decltype(thread);
+  // A graph replays the parameters' bytes.
+  static_assert(std::is_trivially_copyable_v<Params>);
+  static_assert(sizeof(Thread) <= simt::kMaxKernelArgumentBytes);
   return static_cast<cudaError_t>(simt::LaunchOnDevice(
-      shape, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread));
+      shape, stream, [](void* t) { (*static_cast<Thread*>(t))(); }, &thread, sizeof(thread)));
 }
 
 #else
