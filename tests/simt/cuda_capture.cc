@@ -122,7 +122,11 @@ cudaError_t Captures::Wait(Stream& stream, const Event& event) {
     stream.capture->is_valid = false;
     return cudaErrorStreamCaptureIsolation;
   }
-  if (!event.capture->is_active) return cudaErrorCapturedEvent;
+  if (!event.capture->is_active) {
+    if (stream.capture != nullptr) stream.capture->is_valid = false;
+    return cudaErrorCapturedEvent;
+  }
+  if (!event.capture->is_valid) return cudaErrorStreamCaptureInvalidated;
   if (stream.capture == nullptr) {
     if (stream.is_null) {
       event.capture->is_valid = false;

@@ -1,6 +1,7 @@
 // Graph capture of the emulated CUDA runtime: what is recorded, what is refused, what is replayed.
 
 #include <cuda_runtime_api.h>
+#include <gtest/gtest-spi.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "tests/cuda/device_copy.h"
+#include "tests/cuda/run_captured.h"
 #include "tests/simt/add_one.h"
 #include "tests/simt/launch.h"
 #include "tests/simt/runtime_calls.h"
@@ -98,7 +100,24 @@ TEST(CudaCaptureTest, RecordsAndReplaysInOrder) {
   EXPECT_EQ(cudaGraphLaunch(exec, stream.get()), cudaErrorInvalidValue);
 }
 
-// A call, and what it is refused with.
+TEST(CudaCaptureTest, ReadsAndWritesPageableMemoryWhenItIsReplayed) {
+  const TestStream stream;
+  testing::DeviceCopy device(std::vector<int32_t>{5});
+  int32_t from = 1, to = 0;
+  ASSERT_EQ(Begin(stream), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(device.data(), &from, 4, cudaMemcpyHostToDevice, stream.get()),
+            cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(&to, device.data(), 4, cudaMemcpyDeviceToHost, stream.get()),
+            cudaSuccess);
+  const cudaGraphExec_t exec = End(stream);
+  EXPECT_EQ(to, 0);
+  from = 2;
+  EXPECT_EQ(cudaGraphLaunch(exec, stream.get()), cudaSuccess);
+  EXPECT_EQ(to, 2);
+  EXPECT_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+}
+
+// A call, by name.
 struct Refused {
   std::string name;
   std::function<cudaError_t()> call;
@@ -211,6 +230,7 @@ TEST(CudaCaptureTest, ForksAndJoins) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     simt::SetRuntimeSeed(seed);
     x[0] = 10;
+    y[0] = z[0] = 0;  // what a branch that comes too early reads
     EXPECT_EQ(cudaGraphLaunch(exec, stream.get()), cudaSuccess);
     EXPECT_EQ(stream.Wait(), cudaSuccess);
     EXPECT_EQ(x[0], 13);
@@ -273,9 +293,13 @@ TEST(CudaCaptureTest, AnEventOfACaptureSaysNothingToTheHost) {
   EXPECT_EQ(cudaEventRecord(event.get(), stream.get()), cudaSuccess);
   EXPECT_EQ(cudaEventQuery(event.get()), cudaErrorCapturedEvent);
   EXPECT_EQ(cudaStreamWaitEvent(nullptr, event.get()), cudaErrorStreamCaptureImplicit);
+  EXPECT_EQ(cudaStreamWaitEvent(other.get(), event.get()), cudaErrorStreamCaptureInvalidated);
   ExpectEnd(stream, cudaErrorStreamCaptureInvalidated);
   EXPECT_EQ(cudaEventSynchronize(event.get()), cudaErrorCapturedEvent);
   EXPECT_EQ(cudaStreamWaitEvent(other.get(), event.get()), cudaErrorCapturedEvent);
+  ASSERT_EQ(Begin(other), cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(other.get(), event.get()), cudaErrorCapturedEvent);
+  ExpectEnd(other, cudaErrorStreamCaptureInvalidated);
   EXPECT_EQ(cudaEventRecord(event.get(), stream.get()), cudaSuccess);
   EXPECT_EQ(cudaEventSynchronize(event.get()), cudaSuccess);
 }
@@ -314,6 +338,13 @@ TEST(CudaCaptureTest, LazyLaunchesOfOneGraphRunOneAfterTheOther) {
   EXPECT_EQ(x[0], 2);
   simt::SetLazyStreams(false);
   EXPECT_EQ(y[0], 3);
+}
+
+TEST(CudaCaptureTest, RunCapturedFindsWhatIsNoLaunch) {
+  EXPECT_NONFATAL_FAILURE(
+      testing::RunCaptured(
+          1, [](cudaStream_t stream) { return cudaMemsetAsync(nullptr, 0, 0, stream); }),
+      "cudaMemsetAsync");
 }
 
 TEST(CudaCaptureDeathTest, AKernelThatDoesWrongFailsTheReplay) {

@@ -35,6 +35,11 @@ Device& TheDevice() {
   return device;
 }
 
+Device& Call(const char* name) {
+  TheDevice().Count(name);
+  return TheDevice();
+}
+
 std::map<std::string, int64_t> Device::TakeCalls() { return std::exchange(calls_, {}); }
 
 void Device::SetSeed(uint64_t seed) {

@@ -72,6 +72,9 @@ class Device {
 
 Device& TheDevice();
 
+// The device, which has then seen a call of this name.
+Device& Call(const char* name);
+
 }  // namespace semkv::simt
 
 #endif  // SEMKV_TESTS_SIMT_CUDA_DEVICE_H_

@@ -253,6 +253,15 @@ TEST_F(CudaLazyStreamsTest, ACopyToPageableMemoryWaitsAndToPinnedMemoryDoesNot) 
   EXPECT_EQ(pinned[0], 1);
 }
 
+TEST_F(CudaLazyStreamsTest, ACopyWithinTheHostWaits) {
+  PinnedInts from(1), to(1);
+  const TestStream stream;
+  from[0] = 1;
+  EXPECT_EQ(cudaMemcpyAsync(to.data(), from.data(), 4, cudaMemcpyHostToHost, stream.get()),
+            cudaSuccess);
+  EXPECT_EQ(to[0], 1);
+}
+
 TEST_F(CudaLazyStreamsTest, ASynchronousCopyWithinTheDeviceWaitsForNothing) {
   DeviceInt x(0);
   PinnedInts y(1);
@@ -308,6 +317,11 @@ TEST_F(CudaLazyStreamsDeathTest, CopiesOutsideTheLifeOfMemoryAreFoundOut) {
     cudaMallocAsync(&memory, 4, stream.get());
     cudaFreeAsync(memory, stream.get());
     EXPECT_EQ(cudaMemsetAsync(memory, 0, 4, stream.get()), cudaSuccess);
+  });
+  expect_error([&] {
+    cudaMallocAsync(&memory, 4, stream.get());
+    cudaFreeAsync(memory, stream.get());
+    cudaMemcpyAsync(memory, x.get(), 4, cudaMemcpyDeviceToDevice, stream.get());
   });
   expect_error([&] {  // before the stream has come to the allocation
     cudaMallocAsync(&memory, 4, stream.get());

@@ -39,9 +39,9 @@ bool CudaMemory::CanFree(const void* data, Owner owner) const {
 
 void CudaMemory::Free(void* data) {
   const auto it = allocations_.find(data);
-  // Keeps the addresses and gives the pages back.
-  mmap(data, it->second.whole_pages, PROT_NONE,
-       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  // Keeps the addresses and gives the pages back. With the guard pages' flags, so that Linux makes
+  // one mapping of all that lie side by side: it allows only so many.
+  mmap(data, it->second.whole_pages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   allocations_.erase(it);
 }
 

@@ -5,19 +5,10 @@
 
 #include "tests/simt/cuda_device.h"
 
+using semkv::simt::Call;
 using semkv::simt::Device;
 using semkv::simt::Owner;
 using semkv::simt::TheDevice;
-
-namespace {
-
-// The device, which has then seen the call.
-Device& Call(const char* name) {
-  TheDevice().Count(name);
-  return TheDevice();
-}
-
-}  // namespace
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {

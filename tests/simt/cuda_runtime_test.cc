@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -128,6 +129,15 @@ TEST(CudaRuntimeTest, WithoutLazyStreamsAllHasHappenedWhenTheCallReturns) {
   EXPECT_EQ(cudaFreeAsync(memory, stream.get()), cudaSuccess);
   EXPECT_EQ(cudaMemsetAsync(memory, 0, 4, stream.get()), cudaErrorInvalidValue);
   EXPECT_EQ(cudaFree(memory), cudaErrorInvalidValue);
+}
+
+TEST(CudaRuntimeTest, FreedAddressesDoNotComeAgainAndDoNotRunOut) {
+  std::set<const void*> seen;
+  for (int i = 0; i < 70000; ++i) {  // more than a process may have mappings
+    const int32_t* data = DeviceInts(1);
+    ASSERT_TRUE(data != nullptr && seen.insert(data).second);
+    ASSERT_EQ(cudaFree(const_cast<int32_t*>(data)), cudaSuccess);
+  }
 }
 
 TEST(CudaRuntimeTest, KnowsItsHandles) {

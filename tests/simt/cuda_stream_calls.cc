@@ -38,12 +38,6 @@ Handles<T>& All() {
   return handles;
 }
 
-// The device, which has then seen the call.
-Device& Call(const char* name) {
-  TheDevice().Count(name);
-  return TheDevice();
-}
-
 cudaError_t CreateStream(cudaStream_t* stream, bool is_blocking) {
   *stream = TheDevice().streams().Create(is_blocking);
   return TheDevice().last_error();
