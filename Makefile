@@ -8,9 +8,10 @@ VENV := build/venv-python
 VENV_VLLM := build/venv-vllm
 VLLM := 0.32.0
 
-.PHONY: demo demo-vllm test test-core test-python test-engines venv-vllm bench gpu-build gpu-check soak tsan tidy format check-format packages release asan clean
+.PHONY: demo demo-vllm test test-core test-python test-engines venv-vllm bench gpu-build gpu-check soak tsan tidy format check-format packages release asan clean configure-release configure-asan configure-tsan
 
-demo: release
+demo: configure-release
+	@cmake --build --preset release -j $(JOBS) --target semkv_command -- --quiet
 	@mkdir -p $(DEMO)
 	build/release/semkv run --model models/semkv-tiny --prompt-file models/demo/harbour_report.txt \
 	  --questions-file models/demo/questions.json \
@@ -72,9 +73,11 @@ soak: tsan asan venv-vllm
 	SEMKV_SOAK=5 ctest --preset tsan
 	SEMKV_SOAK=10 $(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{schedules,memory}.py
 
-release asan tsan: packages
-	@cmake --preset $@ > build/$@-configure.log 2>&1 || { cat build/$@-configure.log; exit 1; }
-	@grep 'semkv:' build/$@-configure.log || true
+configure-release configure-asan configure-tsan: configure-%: packages
+	@cmake --preset $* > build/$*-configure.log 2>&1 || { cat build/$*-configure.log; exit 1; }
+	@grep 'semkv:' build/$*-configure.log || true
+
+release asan tsan: %: configure-%
 	@cmake --build --preset $@ -j $(JOBS) -- --quiet
 
 tidy: packages

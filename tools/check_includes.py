@@ -4,7 +4,7 @@
     include <- csrc/ops <- {block_manager, faiss_index} <- csrc/api <- integration
 
 Checks every #include of the tree against the table below, that CUDA's headers stay in files that nvcc
-compiles and in *_cuda.h, and that Python imports torch and engines only where ENGINE_FOLDERS says, and
+compiles and in *_cuda.h and *_cuda.cc, and that Python imports torch and engines only where ENGINE_FOLDERS says, and
 prints each line that breaks it.
 Usage: check_includes.py [ROOT]
 """
@@ -22,7 +22,7 @@ ROOMS = {
     "csrc/status_macros.h": ([], ["absl"]),
     "csrc/api": (
         ["include/semkv", "csrc/ops", "csrc/status_macros.h", "csrc/api", "block_manager", "faiss_index"],
-        ["absl"],
+        ["absl", "cuda_runtime_api.h"],
     ),
     "integration": (
         ["include/semkv/semkv.h", "integration"],
@@ -62,8 +62,8 @@ def check_include(path, room, bracket, target):
     folders, libraries = ROOMS[room]
     if folders is None:
         return None
-    if target.startswith("cuda_") and not path.endswith((".cu", ".cuh", "_cuda.h")):
-        return "only .cu, .cuh and _cuda.h files may include CUDA's headers"
+    if target.startswith("cuda_") and not path.endswith((".cu", ".cuh", "_cuda.h", "_cuda.cc")):
+        return "only .cu, .cuh, _cuda.h and _cuda.cc files may include CUDA's headers"
     library = next((name for name in LIBRARIES if target == name or target.startswith(name + "/")), None)
     if library is not None:
         return None if library in libraries else f"{room} may not include {library}"

@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -30,6 +31,15 @@ def run(command, seconds):
     except subprocess.TimeoutExpired as expired:
         verdict, output = "timed out", (expired.stdout or b"").decode(errors="replace")
     return verdict, time.monotonic() - start, output
+
+
+def unpack_libraries(folder):
+    """Where the bundled libraries lie, in the search path of what runs after this."""
+    libraries = folder / "lib"
+    if not libraries.is_dir():
+        with tarfile.open(folder / "lib.tar.xz") as packed:
+            packed.extractall(libraries)
+    os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"
 
 
 def gpu_name():
@@ -114,6 +124,7 @@ def main():
         print("gpu_check: nvidia-smi finds no GPU here", file=sys.stderr)
         return 2
     folder = arguments.folder.resolve()
+    unpack_libraries(folder)
     results = {"gpu": gpu, "date": datetime.date.today().isoformat(),
                "commit": (folder / "COMMIT").read_text().strip(), "tests": [], "sanitizers": [],
                "benchmark": {}, "peers": []}

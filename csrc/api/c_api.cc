@@ -54,6 +54,7 @@ semkv_options DefaultOptions() {
   options.page_tokens = 16;
   options.max_sequences = 16;
   options.prefix_sharing = 1;
+  options.device = -1;
   return options;
 }
 
@@ -109,6 +110,7 @@ int32_t semkv_supports(const char* feature) {
   if (feature == nullptr) return 0;
   absl::string_view text(feature);
   if (text == "host") return 1;
+  if (text == "cuda") return semkv::HasDeviceBackend();
   if (text == "dtype:f32" || text == "dtype:f16" || text == "dtype:bf16") return 1;
   constexpr absl::string_view kHeadDim = "head_dim:", kPolicy = "policy:";
   if (absl::StartsWith(text, kHeadDim)) {
@@ -149,7 +151,12 @@ int semkv_context_create(const semkv_options* options, semkv_context** context) 
     SEMKV_RETURN_IF_ERROR(CheckOut(context, "context"));
     semkv_options copy = semkv::c_api::DefaultOptions();
     SEMKV_RETURN_IF_ERROR(CopyIn(options, "options", &copy));
-    SEMKV_ASSIGN_OR_RETURN(std::unique_ptr<semkv::Context> rep, semkv::Context::Create(copy));
+    std::unique_ptr<semkv::Device> device;
+    if (copy.device != -1) {
+      SEMKV_ASSIGN_OR_RETURN(device, semkv::OpenDevice(copy.device));
+    }
+    SEMKV_ASSIGN_OR_RETURN(std::unique_ptr<semkv::Context> rep,
+                           semkv::Context::Create(copy, std::move(device)));
     *context = new semkv_context{std::move(rep)};
     return absl::OkStatus();
   });
@@ -159,6 +166,10 @@ void semkv_context_destroy(semkv_context* context) { delete context; }
 
 int semkv_context_reset(semkv_context* context) {
   return GuardContext(context, [](semkv::Context& c) { return c.Reset(); });
+}
+
+int semkv_set_stream(semkv_context* context, void* stream) {
+  return GuardContext(context, [&](semkv::Context& c) { return c.SetStream(stream); });
 }
 
 int semkv_register_kv(semkv_context* context, const semkv_kv_view* view) {

@@ -48,6 +48,14 @@ int semkv_plan_step(semkv_plan* plan, int32_t num_rows, const semkv_sequence* se
   });
 }
 
+int semkv_plan_graph_key(semkv_plan* plan, uint64_t* key) {
+  return GuardPlan(plan, [&](semkv::StepPlan& p) -> absl::Status {
+    if (key == nullptr) return absl::InvalidArgumentError("key is null");
+    SEMKV_ASSIGN_OR_RETURN(*key, p.GraphKey());
+    return absl::OkStatus();
+  });
+}
+
 int semkv_plan_row(semkv_plan* plan, int32_t layer, int32_t row, int32_t* reason) {
   return GuardPlan(plan, [&](semkv::StepPlan& p) -> absl::Status {
     if (reason == nullptr) return absl::InvalidArgumentError("reason is null");

@@ -11,6 +11,7 @@
 #include "csrc/api/policy.h"
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/cache/write_kv.h"
+#include "csrc/ops/retrieval/select_lists_plan.h"
 #include "csrc/status_macros.h"
 
 namespace semkv {
@@ -73,11 +74,45 @@ absl::Status ValidateOptions(const semkv_options& o) {
   return absl::OkStatus();
 }
 
+absl::Status CheckDevicePolicy(const semkv_policy& policy) {
+  const std::pair<const char*, bool> fields[] = {{"mean_query", policy.mean_query != 0},
+                                                 {"estimate_rest", policy.estimate_rest != 0},
+                                                 {"keep_factor", policy.keep_factor != 0.0f}};
+  for (const auto& [field, is_set] : fields) {
+    if (!is_set) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("policy.", field, " of ", PolicyName(policy.kind), " must be 0 on a device"));
+  }
+  return absl::OkStatus();
+}
+
+// What the kernels do not serve yet.
+absl::Status CheckDeviceOptions(const semkv_options& o) {
+  const auto refuse = [](const char* field, int64_t value, const char* what) {
+    return absl::UnimplementedError(
+        absl::StrCat("options.", field, " is ", value, ", on a device ", what));
+  };
+  if (o.kv_dtype == SEMKV_DTYPE_F32) {
+    return refuse("kv_dtype", o.kv_dtype, "it must be SEMKV_DTYPE_F16 or SEMKV_DTYPE_BF16");
+  }
+  if (o.query_window != 0) return refuse("query_window", o.query_window, "it must be 0");
+  if (o.max_sequence_tokens > kSelectMaxRowTokens) {
+    return refuse("max_sequence_tokens", o.max_sequence_tokens, "it is at most 1048576");
+  }
+  if (o.num_heads / o.num_kv_heads > kScoreMaxHeads) {
+    return refuse("num_heads", o.num_heads, "a KV head has at most 64 of them");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Context>> Context::Create(const semkv_options& options) {
+absl::StatusOr<std::unique_ptr<Context>> Context::Create(const semkv_options& options,
+                                                         std::unique_ptr<Device> device) {
   SEMKV_RETURN_IF_ERROR(ValidateOptions(options));
+  if (device != nullptr) SEMKV_RETURN_IF_ERROR(CheckDeviceOptions(options));
   std::unique_ptr<Context> context(new Context(options));
+  context->device_ = std::move(device);
   semkv_options& o = context->options_;
   if (o.num_threads == 0) {
     o.num_threads = std::clamp<int32_t>(std::thread::hardware_concurrency(), 1, kMaxThreads);
@@ -132,6 +167,7 @@ absl::Status Context::CheckPolicy(const semkv_policy& policy) const {
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " cuts sentences: call semkv_vocabulary_set first"));
   }
+  if (device_ != nullptr) SEMKV_RETURN_IF_ERROR(CheckDevicePolicy(policy));
   const double kept = std::floor(double{policy.keep_factor} * policy.budget);
   if (KeepsTokens(policy) &&
       (options_.query_window < RecentTokens(policy) || options_.query_window > kept)) {
@@ -158,6 +194,7 @@ absl::Status Context::SetPolicy(semkv_sequence sequence, const semkv_policy& pol
   if (!SameLists(policy, state->policy)) {
     SEMKV_ASSIGN_OR_RETURN(IndexRecipe recipe, MakeIndexRecipe(policy));
     state->index = SequenceIndex(std::move(recipe));
+    state->index_version = ++last_index_version_;
     state->kept = nullptr;
   }
   state->policy = policy;
@@ -173,7 +210,16 @@ KeySource Context::MakeKeySource(semkv_sequence sequence) {
   source.head_dim = options_.head_dim;
   source.pool = pool_.get();
   source.scratch = index_scratch_.get();
+  source.device = device_.get();
   return source;
+}
+
+absl::Status Context::FinishLists(absl::Status built, IndexedSequence* state) {
+  if (device_ == nullptr) return built;
+  if (built.ok()) built = state->index.MirrorTail(device_.get());
+  if (!built.ok()) state->index = SequenceIndex(state->index.recipe());
+  state->index_version = ++last_index_version_;
+  return built;
 }
 
 void Context::ResolveCloses(const IndexedSequence& state, std::vector<uint8_t>* closes) const {
@@ -200,8 +246,8 @@ absl::Status Context::Index(semkv_sequence sequence) {
   }
   SequenceIndex::Progress progress;
   const int32_t before = state->index.num_segments();
-  SEMKV_RETURN_IF_ERROR(
-      state->index.Index(source, state->num_tokens, closes_scratch_.data(), &progress));
+  SEMKV_RETURN_IF_ERROR(FinishLists(
+      state->index.Index(source, state->num_tokens, closes_scratch_.data(), &progress), state));
   StartOpenSentence(state);
   AddIndexEvents(sequence, *state, progress, before);
   return MarkWritten(sequence, state);
@@ -217,9 +263,10 @@ absl::Status Context::Observe(semkv_sequence sequence) {
         cuts ? static_cast<int32_t>(state->closes.size()) : state->num_tokens;
     SequenceIndex::Progress progress;
     const int32_t before = state->index.num_segments();
-    SEMKV_RETURN_IF_ERROR(state->index.Observe(MakeKeySource(sequence), state->num_tokens,
-                                               cuts ? state->closes.data() : nullptr, num_closes,
-                                               &progress));
+    SEMKV_RETURN_IF_ERROR(FinishLists(
+        state->index.Observe(MakeKeySource(sequence), state->num_tokens,
+                             cuts ? state->closes.data() : nullptr, num_closes, &progress),
+        state));
     AddIndexEvents(sequence, *state, progress, before);
   }
   return MarkWritten(sequence, state);
@@ -283,7 +330,7 @@ absl::Status Context::WriteKv(int32_t layer, const semkv_write_args& args) {
     return absl::InvalidArgumentError("k, v or slots is null");
   }
   const int32_t num_slots = options_.num_pages * options_.page_tokens;
-  for (int32_t i = 0; i < args.num_tokens; ++i) {
+  for (int32_t i = 0; i < args.num_tokens && device_ == nullptr; ++i) {
     if (args.slots[i] >= num_slots) {
       return absl::OutOfRangeError(
           absl::StrCat("slot ", args.slots[i], " of token ", i, ", the pool has ", num_slots));
@@ -303,6 +350,7 @@ absl::Status Context::WriteKv(int32_t layer, const semkv_write_args& args) {
   params.head_dim = options_.head_dim;
   params.slots = args.slots;
   params.view = layers_[layer];
+  if (device_ != nullptr) return device_->WriteKv(params, args.stream);
   WriteKvHost(params, *pool_);
   return absl::OkStatus();
 }

@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "block_manager/block_manager.h"
+#include "csrc/api/device.h"
 #include "csrc/api/kept_prompt.h"
 #include "csrc/api/open_sentence.h"
 #include "csrc/api/query_window.h"
@@ -43,11 +44,16 @@ struct IndexedSequence {
   int32_t num_tagged_closes = 0;  // sentences that end in them
   QueryWindow queries;
   OpenSentence open_sentence;  // kept while the policy has mean_query or warm_up
+  uint64_t index_version = 0;  // another one whenever the lists of the context's index change
 };
 
 class Context {
  public:
-  static absl::StatusOr<std::unique_ptr<Context>> Create(const semkv_options& options);
+  // `device` is where options.device says that keys and values are; null for the host.
+  static absl::StatusOr<std::unique_ptr<Context>> Create(const semkv_options& options,
+                                                         std::unique_ptr<Device> device = nullptr);
+
+  absl::Status SetStream(void* stream);
 
   absl::Status Reset();
   absl::Status RegisterKv(int32_t layer, const KvView& view);
@@ -84,6 +90,7 @@ class Context {
   // The pages of a sequence that exists; valid until it is released.
   absl::Span<const int32_t> SequencePages(semkv_sequence sequence) const;
   ThreadPool& pool() { return *pool_; }
+  Device* device() { return device_.get(); }  // null: the host
   semkv_stats& counters() { return counters_; }
   semkv_stats Stats() const;
   // Longest block table of a sequence, in pages.
@@ -91,7 +98,7 @@ class Context {
 
  private:
   explicit Context(const semkv_options& options) : options_(options) {}
-  absl::StatusOr<std::unique_ptr<BlockManager>> MakeBlockManager() const;
+  absl::StatusOr<std::unique_ptr<BlockManager>> MakeBlockManager();
   absl::Status CheckStorage() const;
   // What is known of tokens that have their pages. `ids` may be null: none is known.
   void AddTokens(int32_t num_tokens, const int32_t* ids, IndexedSequence* state) const;
@@ -99,6 +106,13 @@ class Context {
   // unless they were computed under sparse attention, and their tags learn their sentences.
   absl::Status MarkWritten(semkv_sequence sequence, IndexedSequence* state);
   KeySource MakeKeySource(semkv_sequence sequence);
+  // Memory of the device for every layer, lent to `storage`.
+  absl::Status AllocateOnDevice(KvStorage* storage);
+  // The last page of a sequence, which it shared, in every layer.
+  absl::Status CopyOnDevice(const PageCopy& copy);
+  // What the device has of a sequence's lists, after `built` of them. If that failed the sequence
+  // has none any more: host and device would not agree.
+  absl::Status FinishLists(absl::Status built, IndexedSequence* state);
   // Can the context serve what the policy asks of it?
   absl::Status CheckPolicy(const semkv_policy& policy) const;
   void StartOpenSentence(IndexedSequence* state) const;
@@ -110,6 +124,8 @@ class Context {
 
   absl::Mutex mutex_;
   semkv_options options_;
+  std::unique_ptr<Device> device_;  // outlives all that is in its memory
+  DeviceMemory kv_memory_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<BlockManager> pages_;
   std::vector<KvView> layers_;  // k null until registered, when storage is borrowed
@@ -119,6 +135,7 @@ class Context {
   std::vector<int32_t> slots_scratch_;
   absl::flat_hash_map<semkv_sequence, std::unique_ptr<IndexedSequence>> sequences_;
   semkv_stats counters_ = {};
+  uint64_t last_index_version_ = 0;
   std::vector<semkv_event> events_;  // ring
   size_t first_event_ = 0, num_events_ = 0;
   int64_t events_dropped_ = 0;

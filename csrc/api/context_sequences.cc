@@ -10,7 +10,7 @@
 
 namespace semkv {
 
-absl::StatusOr<std::unique_ptr<BlockManager>> Context::MakeBlockManager() const {
+absl::StatusOr<std::unique_ptr<BlockManager>> Context::MakeBlockManager() {
   KvShape shape;
   shape.num_pages = options_.num_pages;
   shape.page_tokens = options_.page_tokens;
@@ -23,11 +23,61 @@ absl::StatusOr<std::unique_ptr<BlockManager>> Context::MakeBlockManager() const 
   limits.max_sequence_tokens = options_.max_sequence_tokens;
   limits.engine_pages = options_.engine_pages != 0;
   limits.enable_prefix_sharing = options_.prefix_sharing != 0 && !limits.engine_pages;
-  absl::StatusOr<KvStorage> storage = options_.borrow_storage != 0
-                                          ? KvStorage::Borrow(shape, KvAccess::kHost)
-                                          : KvStorage::Allocate(shape);
+  const KvAccess access = device_ != nullptr ? KvAccess::kDevice : KvAccess::kHost;
+  const bool owns_host_memory = options_.borrow_storage == 0 && device_ == nullptr;
+  absl::StatusOr<KvStorage> storage =
+      owns_host_memory ? KvStorage::Allocate(shape) : KvStorage::Borrow(shape, access);
   SEMKV_RETURN_IF_ERROR(storage.status());
+  if (device_ != nullptr && options_.borrow_storage == 0) {
+    SEMKV_RETURN_IF_ERROR(AllocateOnDevice(&*storage));
+  }
   return BlockManager::Create(limits, *std::move(storage));
+}
+
+absl::Status Context::AllocateOnDevice(KvStorage* storage) {
+  const KvShape& shape = storage->shape();
+  KvView view;
+  view.page_tokens = shape.page_tokens;
+  view.num_pages = shape.num_pages;
+  view.dtype = shape.dtype;
+  // A key is followed by its value, as in KvStorage's own memory.
+  view.k_token = view.v_token = int64_t{2} * shape.head_dim;
+  view.k_head = view.v_head = shape.page_tokens * view.k_token;
+  view.k_page = view.v_page = shape.num_kv_heads * view.k_head;
+  const int64_t bytes = DTypeBytes(shape.dtype);
+  const int64_t layer_bytes = shape.num_pages * view.k_page * bytes;
+  if (kv_memory_.data() == nullptr) {
+    SEMKV_ASSIGN_OR_RETURN(kv_memory_,
+                           DeviceMemory::Allocate(device_.get(), shape.num_layers * layer_bytes));
+  }
+  for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+    view.k = static_cast<char*>(kv_memory_.data()) + layer * layer_bytes;
+    view.v = static_cast<char*>(view.k) + shape.head_dim * bytes;
+    SEMKV_RETURN_IF_ERROR(storage->SetView(layer, view));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Context::CopyOnDevice(const PageCopy& copy) {
+  const int64_t bytes = DTypeBytes(static_cast<DType>(options_.kv_dtype));
+  const auto copy_head = [&](void* base, int64_t page, int64_t token, int64_t at) {
+    char* const head = static_cast<char*>(base) + at * bytes;
+    return device_->Copy(
+        head + copy.dst * page * bytes, head + copy.src * page * bytes,
+        {options_.head_dim * bytes, copy.num_tokens, token * bytes, token * bytes});
+  };
+  for (const KvView& view : layers_) {
+    for (int32_t head = 0; head < options_.num_kv_heads; ++head) {
+      SEMKV_RETURN_IF_ERROR(copy_head(view.k, view.k_page, view.k_token, head * view.k_head));
+      SEMKV_RETURN_IF_ERROR(copy_head(view.v, view.v_page, view.v_token, head * view.v_head));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Context::SetStream(void* stream) {
+  if (device_ == nullptr) return absl::OkStatus();
+  return device_->SetStream(stream);
 }
 
 absl::Status Context::Reset() {
@@ -94,7 +144,9 @@ absl::Status Context::Append(semkv_sequence sequence, int32_t num_tokens, const 
   slots_scratch_.resize(num_tokens);
   const absl::Span<const int32_t> span =
       ids != nullptr ? absl::MakeConstSpan(ids, num_tokens) : absl::Span<const int32_t>();
-  SEMKV_RETURN_IF_ERROR(pages_->Append(sequence, span, absl::MakeSpan(slots_scratch_)).status());
+  SEMKV_ASSIGN_OR_RETURN(const PageCopy copy,
+                         pages_->Append(sequence, span, absl::MakeSpan(slots_scratch_)));
+  if (device_ != nullptr && copy.num_tokens > 0) SEMKV_RETURN_IF_ERROR(CopyOnDevice(copy));
   if (slots != nullptr) std::copy(slots_scratch_.begin(), slots_scratch_.end(), slots);
   AddTokens(num_tokens, ids, state);
   return absl::OkStatus();
@@ -145,6 +197,7 @@ absl::StatusOr<int32_t> Context::ShareLists(semkv_sequence sequence, semkv_seque
   const auto num_common = static_cast<int32_t>(differing.first - pages.begin());
   const int32_t end =
       std::min({num_common * options_.page_tokens, state->num_tokens, donor->num_tokens});
+  state->index_version = ++last_index_version_;
   return state->index.AdoptSegments(donor->index, end);
 }
 
@@ -154,6 +207,10 @@ absl::StatusOr<semkv_sequence> Context::Fork(semkv_sequence sequence) {
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence fork, pages_->Fork(sequence));
   auto state = std::make_unique<IndexedSequence>(*parent);
   state->closes.reserve(options_.max_sequence_tokens);
+  if (absl::Status copied = FinishLists(absl::OkStatus(), state.get()); !copied.ok()) {
+    SEMKV_RETURN_IF_ERROR(pages_->Release(fork));
+    return copied;
+  }
   sequences_.emplace(fork, std::move(state));
   return fork;
 }
@@ -257,11 +314,11 @@ semkv_stats Context::Stats() const {
 std::string Context::Explain() const {
   const semkv_stats stats = Stats();
   std::string text = absl::StrCat(
-      "semkv ", SEMKV_VERSION_STRING, ", host backend, ", options_.num_threads, " threads\n",
-      "model: ", options_.num_layers, " layers, ", options_.num_heads, " heads, ",
-      options_.num_kv_heads, " KV heads, head_dim ", options_.head_dim, "\n",
-      "pool: ", options_.num_pages, " pages of ", options_.page_tokens, " tokens, ",
-      stats.pages_free, " free, ", options_.borrow_storage != 0 ? "borrowed" : "owned",
+      "semkv ", SEMKV_VERSION_STRING, ", ", device_ != nullptr ? device_->name() : "host backend",
+      ", ", options_.num_threads, " threads\n", "model: ", options_.num_layers, " layers, ",
+      options_.num_heads, " heads, ", options_.num_kv_heads, " KV heads, head_dim ",
+      options_.head_dim, "\n", "pool: ", options_.num_pages, " pages of ", options_.page_tokens,
+      " tokens, ", stats.pages_free, " free, ", options_.borrow_storage != 0 ? "borrowed" : "owned",
       options_.engine_pages != 0 ? ", pages chosen by the engine" : "", "\n",
       "vocabulary: ", boundaries_ != nullptr ? "set" : "not set, no sentences", "\n", "rows:");
   for (int32_t reason = 0; reason < SEMKV_NUM_ROW_REASONS; ++reason) {

@@ -128,8 +128,14 @@ void ListStore::AppendCell(int32_t cell, const NewLists& lists) {
   nlist_[cell] += lists.nlist;
 }
 
+ListStore::Arrays ListStore::HostArrays() const {
+  const auto data = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
+  return {data(offsets_),   data(members_), data(centroids_),  data(scales_),
+          data(variances_), data(centers_), data(value_means_)};
+}
+
 ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partition,
-                          int32_t first_list) const {
+                          int32_t first_list, ListMemory memory) const {
   ListsView view;
   const int64_t at = int64_t{cell} * max_lists_ + first_list;
   view.nlist = nlist_[cell] - first_list;
@@ -140,19 +146,20 @@ ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partitio
     view.nlist = 0;
     return view;
   }
-  view.centroids = &centroids_[at * centroid_bytes()];
-  if (shape_.form == CentroidForm::kInt8) view.scales = &scales_[at];
+  const Arrays from = memory == ListMemory::kHost ? HostArrays() : copy_.arrays;
+  view.centroids = from.centroids + at * centroid_bytes();
+  if (shape_.form == CentroidForm::kInt8) view.scales = from.scales + at;
   if (shape_.form == CentroidForm::kInt8 || shape_.form == CentroidForm::kBFloat16) {
-    view.center = center(cell);
+    view.center = from.centers + int64_t{cell} * shape_.head_dim;
   }
-  if (shape_.form != CentroidForm::kBounds) view.variances = &variances_[at];
+  if (shape_.form != CentroidForm::kBounds) view.variances = from.variances + at;
   if (shape_.ranges) {
-    view.offsets = &offsets_[first_list];
+    view.offsets = from.offsets + first_list;
   } else {
-    view.offsets = &offsets_[int64_t{cell} * (max_lists_ + 1) + first_list];
-    view.members = &members_[int64_t{cell} * max_members_];
+    view.offsets = from.offsets + int64_t{cell} * (max_lists_ + 1) + first_list;
+    view.members = from.members + int64_t{cell} * max_members_;
   }
-  if (shape_.value_means) view.value_means = &value_means_[at * shape_.head_dim];
+  if (shape_.value_means) view.value_means = from.value_means + at * shape_.head_dim;
   return view;
 }
 

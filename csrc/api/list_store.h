@@ -5,6 +5,9 @@
 // A sentence or a page is the same range of tokens in every cell, so its place is stored once; a
 // cluster has members of its own in every cell.
 //
+// A store may have a copy on a device, which Mirror brings up to date. Copying a store does not
+// copy that; the new one has none.
+//
 // Thread safety: thread-compatible; different cells may be appended to from different threads after
 // Reserve.
 
@@ -14,6 +17,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "csrc/api/device.h"
 #include "csrc/ops/retrieval/inverted_lists.h"
 
 namespace semkv {
@@ -38,6 +43,9 @@ struct NewLists {
   const float* value_means = nullptr;  // [nlist, head_dim]; null: not kept
 };
 
+// Where the arrays that a view points to are.
+enum class ListMemory { kHost, kDevice };
+
 class ListStore {
  public:
   ListStore() = default;
@@ -56,9 +64,13 @@ class ListStore {
   // Appends lists (places of clusters, vectors of everything) to one cell; Reserve made room.
   void AppendCell(int32_t cell, const NewLists& lists);
 
-  // Lists [first_list, nlist) of a cell.
-  ListsView View(int32_t cell, int32_t first_position, int32_t partition,
-                 int32_t first_list = 0) const;
+  // Lists [first_list, nlist) of a cell. Of kDevice, Mirror has been called since lists were added.
+  ListsView View(int32_t cell, int32_t first_position, int32_t partition, int32_t first_list = 0,
+                 ListMemory memory = ListMemory::kHost) const;
+
+  // Enqueues copies of what was appended since the last call; of everything if there was more room
+  // to be made. Errors: those of `device`; the store then has no copy.
+  absl::Status Mirror(Device* device);
 
   bool empty() const { return shape_.num_cells == 0; }
   int32_t nlist(int32_t cell) const { return nlist_[cell]; }
@@ -71,7 +83,40 @@ class ListStore {
   int64_t reserved_bytes() const;
 
  private:
+  // Where each array begins.
+  struct Arrays {
+    const uint16_t* offsets = nullptr;
+    const uint16_t* members = nullptr;
+    const uint8_t* centroids = nullptr;
+    const float* scales = nullptr;
+    const float* variances = nullptr;
+    const float* centers = nullptr;
+    const uint16_t* value_means = nullptr;
+  };
+  // The copy on a device.
+  struct DeviceCopy {
+    DeviceCopy() = default;
+    DeviceCopy(const DeviceCopy&) {}
+    DeviceCopy& operator=(const DeviceCopy&) { return *this = DeviceCopy(); }
+    DeviceCopy(DeviceCopy&&) = default;
+    DeviceCopy& operator=(DeviceCopy&&) = default;
+
+    DeviceMemory memory;
+    Arrays arrays;
+    int32_t max_lists = 0, max_members = 0;  // its strides
+    int32_t num_offsets = 0;                 // of ranges
+    int32_t num_lists = 0, num_members = 0;  // that every cell has had copied
+  };
+
   int64_t centroid_bytes() const;
+  Arrays HostArrays() const;
+  int32_t num_members(int32_t cell) const {
+    return offsets_[int64_t{cell} * (max_lists_ + 1) + nlist_[cell]];
+  }
+  absl::Status AllocateCopy(Device* device);
+  // The columns [first, end) of an array of `cells` rows of `stride` elements of `bytes` each.
+  absl::Status CopyColumns(Device* device, const void* to, const void* from, int64_t stride,
+                           int64_t bytes, int32_t first, int32_t end) const;
   void AppendPlaces(int32_t cell, const NewLists& lists);
   void AppendVectors(int32_t cell, const NewLists& lists);
 
@@ -86,6 +131,7 @@ class ListStore {
   std::vector<float> variances_;       // [num_cells, max_lists]; not for kBounds
   std::vector<float> centers_;         // [num_cells, head_dim]
   std::vector<uint16_t> value_means_;  // [num_cells, max_lists, head_dim]
+  DeviceCopy copy_;
 };
 
 }  // namespace semkv

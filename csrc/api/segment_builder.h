@@ -5,17 +5,18 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "csrc/api/list_store.h"
 #include "csrc/api/sequence_index.h"
 
 namespace semkv {
 
-// Slots of positions [first, end) of the source's sequence, into source.scratch->slots.
-void FillSlots(const KeySource& source, int32_t first, int32_t end);
-
-// Keys of the slots in source.scratch->slots for `cell`, into thread.keys, [num_slots, head_dim].
-void GatherCellKeys(const KeySource& source, int32_t cell, IndexScratch::Thread& thread);
+// Calls build(cell, thread) for every cell, on all threads, with the keys of positions [first, end)
+// of the source's sequence in thread.keys, [end - first, head_dim], and their slots in
+// source.scratch->slots. Returns the first error.
+absl::Status ForEachCell(const KeySource& source, int32_t first, int32_t end,
+                         absl::FunctionRef<absl::Status(int32_t, IndexScratch::Thread&)> build);
 
 // Appends `nlist` lists of thread.keys to `store`: means, variances (or bounds), and mean values if
 // the recipe keeps them. offsets and members count tokens from the first gathered slot;
@@ -28,9 +29,6 @@ struct CellLists {
 };
 void AppendLists(const KeySource& source, const IndexRecipe& recipe, int32_t cell,
                  const CellLists& lists, IndexScratch::Thread& thread, ListStore* store);
-
-// The first error of the threads since the last call, or OK.
-absl::Status TakeThreadStatus(IndexScratch* scratch);
 
 }  // namespace semkv
 

@@ -48,6 +48,30 @@ void CellCenter(const float* keys, int32_t num_tokens, int32_t head_dim,
   for (float& x : *center) x *= share;
 }
 
+absl::Status MirrorSegment(Device* device, Segment* segment) {
+  SEMKV_RETURN_IF_ERROR(segment->ranges.Mirror(device));
+  SEMKV_RETURN_IF_ERROR(segment->clusters.Mirror(device));
+  std::vector<uint16_t> excluded;
+  for (const std::vector<uint16_t>& cell : segment->excluded) {
+    excluded.insert(excluded.end(), cell.begin(), cell.end());
+  }
+  if (excluded.empty()) return absl::OkStatus();
+  const int64_t bytes = static_cast<int64_t>(excluded.size() * sizeof(uint16_t));
+  SEMKV_ASSIGN_OR_RETURN(segment->excluded_copy, DeviceMemory::Allocate(device, bytes));
+  return device->Upload(segment->excluded_copy.data(), excluded.data(), {bytes, 1, bytes, bytes});
+}
+
+// The tokens of a cell that are never selected.
+void SetExcluded(const Segment& segment, int32_t cell, ListMemory memory, ListsView* view) {
+  const std::vector<uint16_t>& excluded = segment.excluded[cell];
+  view->excluded = excluded.data();
+  view->num_excluded = static_cast<int32_t>(excluded.size());
+  if (memory == ListMemory::kHost) return;
+  const uint16_t* at = static_cast<const uint16_t*>(segment.excluded_copy.data());
+  for (int32_t before = 0; before < cell; ++before) at += segment.excluded[before].size();
+  view->excluded = at;
+}
+
 }  // namespace
 
 IndexScratch::IndexScratch(int32_t head_dim, int num_threads) : threads(num_threads) {
@@ -65,56 +89,59 @@ IndexScratch::IndexScratch(int32_t head_dim, int num_threads) : threads(num_thre
   sentence_offsets.reserve(kDefaultSegmentTokens + 1);
 }
 
+absl::Status SequenceIndex::BuildCell(const KeySource& source, const Lists& ranges, int32_t cell,
+                                      IndexScratch::Thread& thread, Segment* segment) const {
+  std::vector<float> center;
+  CellCenter(thread.keys.data(), segment->num_tokens, source.head_dim, &segment->excluded[cell],
+             &center);
+  if (!segment->ranges.empty()) {
+    segment->ranges.SetCenter(cell, center.data());
+    const CellLists lists{ranges.nlist(), ranges.offsets.data(), nullptr, 0};
+    AppendLists(source, recipe_, cell, lists, thread, &segment->ranges);
+  }
+  if (segment->clusters.empty()) return absl::OkStatus();
+  segment->clusters.SetCenter(cell, center.data());
+  PartitionInput input;
+  input.num_tokens = segment->num_tokens;
+  input.head_dim = source.head_dim;
+  input.keys = thread.keys.data();
+  SEMKV_RETURN_IF_ERROR(ClustersOf(*segment).partitioner->Partition(input, &thread.lists));
+  const CellLists lists{thread.lists.nlist(), thread.lists.offsets.data(),
+                        thread.lists.members.data(), 0};
+  AppendLists(source, recipe_, cell, lists, thread, &segment->clusters);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
     const KeySource& source, int32_t first, int32_t end, const uint8_t* closes) const {
   auto segment = std::make_shared<Segment>();
   segment->first = first;
   segment->num_tokens = end - first;
   segment->excluded.resize(source.num_cells());
-  PartitionInput input;
-  input.num_tokens = segment->num_tokens;
-  input.head_dim = source.head_dim;
   Lists ranges;
   if (recipe_.range_partitioner != nullptr) {
+    PartitionInput input;
+    input.num_tokens = segment->num_tokens;
+    input.head_dim = source.head_dim;
     input.closes = closes != nullptr ? closes + first : nullptr;
     SEMKV_RETURN_IF_ERROR(recipe_.range_partitioner->Partition(input, &ranges));
     segment->ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true));
     segment->ranges.Reserve(ranges.nlist(), 0);
     segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0);
   }
-  const ClusterRecipe& clusters =
-      first < recipe_.segment_tokens ? recipe_.first_clusters : recipe_.later_clusters;
   if (recipe_.clusters) {
     segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false));
     // One list more than clusters: the partitioner's list of keys that are not finite.
-    segment->clusters.Reserve(NumClusters(clusters.options, input.num_tokens) + 1,
-                              input.num_tokens);
+    segment->clusters.Reserve(NumClusters(ClustersOf(*segment).options, segment->num_tokens) + 1,
+                              segment->num_tokens);
   }
-  FillSlots(source, first, end);
-  source.pool->Run(source.num_cells(), [&](int64_t index, int thread_index) {
-    const int32_t cell = static_cast<int32_t>(index);
-    IndexScratch::Thread& thread = source.scratch->threads[thread_index];
-    GatherCellKeys(source, cell, thread);
-    std::vector<float> center;
-    CellCenter(thread.keys.data(), input.num_tokens, source.head_dim, &segment->excluded[cell],
-               &center);
-    if (!segment->ranges.empty()) {
-      segment->ranges.SetCenter(cell, center.data());
-      const CellLists lists{ranges.nlist(), ranges.offsets.data(), nullptr, 0};
-      AppendLists(source, recipe_, cell, lists, thread, &segment->ranges);
-    }
-    if (recipe_.clusters) {
-      segment->clusters.SetCenter(cell, center.data());
-      PartitionInput cell_input = input;
-      cell_input.keys = thread.keys.data();
-      thread.status.Update(clusters.partitioner->Partition(cell_input, &thread.lists));
-      if (!thread.status.ok()) return;
-      const CellLists lists{thread.lists.nlist(), thread.lists.offsets.data(),
-                            thread.lists.members.data(), 0};
-      AppendLists(source, recipe_, cell, lists, thread, &segment->clusters);
-    }
-  });
-  SEMKV_RETURN_IF_ERROR(TakeThreadStatus(source.scratch));
+  SEMKV_RETURN_IF_ERROR(
+      ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
+        return BuildCell(source, ranges, cell, thread, segment.get());
+      }));
+  if (source.device != nullptr) {
+    SEMKV_RETURN_IF_ERROR(MirrorSegment(source.device, segment.get()));
+  }
   return segment;
 }
 
@@ -240,7 +267,6 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   if (pages.size() > 1) first = std::min(first, tail_.page_end);
   if (sentences.size() > 1) first = std::min(first, tail_.sentence_end);
   if (num_windows > 0) first = std::min(first, tail_.window_end);
-  FillSlots(source, first, end);
   // Offsets count from the first gathered token; the stores count from the tail's start.
   for (uint16_t& offset : pages) offset = static_cast<uint16_t>(offset + start - first);
   for (uint16_t& offset : sentences) offset = static_cast<uint16_t>(offset + start - first);
@@ -248,12 +274,10 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   if (sentences.size() > 1) {
     tail_.sentences.AppendRanges(sentences.size() - 1, sentences.data(), first - start);
   }
-  source.pool->Run(source.num_cells(), [&](int64_t cell, int thread_index) {
-    IndexScratch::Thread& thread = source.scratch->threads[thread_index];
-    thread.status.Update(
-        FoldCell(source, first, end, num_windows, static_cast<int32_t>(cell), thread));
-  });
-  SEMKV_RETURN_IF_ERROR(TakeThreadStatus(source.scratch));
+  SEMKV_RETURN_IF_ERROR(
+      ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
+        return FoldCell(source, first, num_windows, cell, thread);
+      }));
   if (pages.size() > 1) tail_.page_end = first + pages.back();
   if (sentences.size() > 1) tail_.sentence_end = first + sentences.back();
   tail_.window_end += num_windows * kWindowTokens;
@@ -262,12 +286,10 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   return absl::OkStatus();
 }
 
-absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int32_t end,
-                                     int32_t num_windows, int32_t cell,
-                                     IndexScratch::Thread& thread) {
+absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int32_t num_windows,
+                                     int32_t cell, IndexScratch::Thread& thread) {
   const std::vector<uint16_t>& pages = source.scratch->page_offsets;
   const std::vector<uint16_t>& sentences = source.scratch->sentence_offsets;
-  GatherCellKeys(source, cell, thread);
   const CellLists page_lists{static_cast<int32_t>(pages.size()) - 1, pages.data(), nullptr, 0};
   AppendLists(source, recipe_, cell, page_lists, thread, &tail_.pages);
   const CellLists sentence_lists{static_cast<int32_t>(sentences.size()) - 1, sentences.data(),
@@ -290,35 +312,39 @@ absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int
   return absl::OkStatus();
 }
 
-int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
+absl::Status SequenceIndex::MirrorTail(Device* device) {
+  SEMKV_RETURN_IF_ERROR(tail_.pages.Mirror(device));
+  SEMKV_RETURN_IF_ERROR(tail_.sentences.Mirror(device));
+  return tail_.clusters.Mirror(device);
+}
+
+int32_t SequenceIndex::Views(int32_t cell, ListsView* views, ListMemory memory) const {
   int32_t n = 0;
-  const auto add = [&](const ListsView& view) {
+  const auto add = [&](const ListStore& store, int32_t first_position, int32_t partition,
+                       int32_t first_list) {
+    if (store.empty()) return;
+    const ListsView view = store.View(cell, first_position, partition, first_list, memory);
     if (view.nlist > 0) views[n++] = view;
   };
   for (const std::shared_ptr<const Segment>& segment : segments_) {
     const int32_t before = n;
-    if (!segment->ranges.empty()) add(segment->ranges.View(cell, segment->first, 0));
-    if (!segment->clusters.empty()) add(segment->clusters.View(cell, segment->first, 1));
+    add(segment->ranges, segment->first, 0, 0);
+    add(segment->clusters, segment->first, 1, 0);
     if (n > before && !segment->excluded[cell].empty()) {
-      views[before].excluded = segment->excluded[cell].data();
-      views[before].num_excluded = static_cast<int32_t>(segment->excluded[cell].size());
+      SetExcluded(*segment, cell, memory, &views[before]);
     }
   }
   // What a partition of the tail has not reached yet stands in provisional lists, in each
   // partition.
   if (recipe_.sentences || recipe_.pages) {
-    if (recipe_.sentences) add(tail_.sentences.View(cell, tail_.start, 0));
+    add(tail_.sentences, tail_.start, 0, 0);
     const int32_t first = recipe_.sentences ? (tail_.sentence_end - tail_.start) : 0;
-    if (!tail_.pages.empty()) {
-      add(tail_.pages.View(cell, tail_.start, 0, first / kProvisionalTokens));
-    }
+    add(tail_.pages, tail_.start, 0, first / kProvisionalTokens);
   }
   if (recipe_.clusters) {
-    if (!tail_.clusters.empty()) add(tail_.clusters.View(cell, tail_.start, 1));
-    if (recipe_.provisional && !tail_.pages.empty()) {
-      const int32_t first = tail_.window_end - tail_.start;
-      add(tail_.pages.View(cell, tail_.start, 1, first / kProvisionalTokens));
-    }
+    add(tail_.clusters, tail_.start, 1, 0);
+    const int32_t first = tail_.window_end - tail_.start;
+    if (recipe_.provisional) add(tail_.pages, tail_.start, 1, first / kProvisionalTokens);
   }
   return n;
 }

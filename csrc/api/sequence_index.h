@@ -22,7 +22,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "csrc/api/device.h"
 #include "csrc/api/list_store.h"
+#include "csrc/api/staged_keys.h"
 #include "csrc/ops/parallel/thread_pool.h"
 #include "faiss_index/partitioner.h"
 #include "semkv/semkv.h"
@@ -74,6 +76,7 @@ struct IndexScratch {
   };
   std::vector<Thread> threads;
   std::vector<int32_t> slots;
+  StagedKeys staged;
   std::vector<uint16_t> page_offsets, sentence_offsets;
 };
 
@@ -85,6 +88,7 @@ struct KeySource {
   int32_t head_dim = 0;
   ThreadPool* pool = nullptr;
   IndexScratch* scratch = nullptr;
+  Device* device = nullptr;  // not null: keys are in its memory, and lists get a copy there
   int32_t num_cells() const { return static_cast<int32_t>(layers.size()) * num_kv_heads; }
 };
 
@@ -95,6 +99,7 @@ struct Segment {
   ListStore ranges;                             // sentences or pages; may be empty()
   ListStore clusters;                           // may be empty()
   std::vector<std::vector<uint16_t>> excluded;  // [num_cells] tokens with a key that is not finite
+  DeviceMemory excluded_copy;                   // the same one after another, on a device
 };
 
 class SequenceIndex {
@@ -123,8 +128,12 @@ class SequenceIndex {
   // Returns where the last of them ends; 0 if there is none.
   int32_t AdoptSegments(const SequenceIndex& other, int32_t end);
 
-  // Views of one cell's lists, at most max_views() of them. Returns how many were written.
-  int32_t Views(int32_t cell, ListsView* views) const;
+  // Brings the tail's copy on the device up to date; segments have theirs since they were sealed.
+  absl::Status MirrorTail(Device* device);
+
+  // Views of one cell's lists, at most max_views() of them. Returns how many were written. Of
+  // kDevice, MirrorTail has been called since the tail last changed.
+  int32_t Views(int32_t cell, ListsView* views, ListMemory memory = ListMemory::kHost) const;
   int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }
 
   bool indexed() const { return !segments_.empty() || tail_.start > 0; }
@@ -150,6 +159,12 @@ class SequenceIndex {
     ListStore pages, sentences, clusters;
   };
 
+  // The lists of one cell of a segment, of thread.keys; `ranges` is the same in all cells.
+  absl::Status BuildCell(const KeySource& source, const Lists& ranges, int32_t cell,
+                         IndexScratch::Thread& thread, Segment* segment) const;
+  const ClusterRecipe& ClustersOf(const Segment& segment) const {
+    return segment.first < recipe_.segment_tokens ? recipe_.first_clusters : recipe_.later_clusters;
+  }
   absl::StatusOr<std::shared_ptr<const Segment>> BuildSegment(const KeySource& source,
                                                               int32_t first, int32_t end,
                                                               const uint8_t* closes) const;
@@ -159,8 +174,8 @@ class SequenceIndex {
   void ReserveTail();
   absl::Status Fold(const KeySource& source, int32_t end, const uint8_t* closes, int32_t num_closes,
                     Progress* progress);
-  absl::Status FoldCell(const KeySource& source, int32_t first, int32_t end, int32_t num_windows,
-                        int32_t cell, IndexScratch::Thread& thread);
+  absl::Status FoldCell(const KeySource& source, int32_t first, int32_t num_windows, int32_t cell,
+                        IndexScratch::Thread& thread);
 
   IndexRecipe recipe_;
   std::vector<std::shared_ptr<const Segment>> segments_;

@@ -127,6 +127,11 @@ void StepPlan::EstimateRest(const Run& run, const ScoreListsParams& score) {
 
 absl::Status StepPlan::Select(int32_t layer, const semkv_attend_args& args) {
   SEMKV_RETURN_IF_ERROR(CheckArgs(layer, args));
+  if (on_device_ != nullptr) {
+    SEMKV_RETURN_IF_ERROR(on_device_->Select(layer, args));
+    selected_layer_ = layer;
+    return absl::OkStatus();
+  }
   const int64_t start = NowNs();
   for (const Run& run : runs_) {
     bool any = false;
@@ -153,6 +158,7 @@ absl::Status StepPlan::Attend(int32_t layer, const semkv_attend_args& args) {
                                                         selected_layer_));
     }
   }
+  if (on_device_ != nullptr) return on_device_->Attend(layer, args);
   RecordQueries(layer, args);
   semkv_stats& counters = context_->counters();
   const int64_t start = NowNs();

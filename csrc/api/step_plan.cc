@@ -33,6 +33,11 @@ absl::StatusOr<std::unique_ptr<StepPlan>> StepPlan::Create(Context* context, int
   plan->rows_.resize(max_rows);
   plan->runs_.reserve(max_rows);
   plan->retrieval_rows_.resize(max_rows);
+  if (context->device() != nullptr) {
+    SEMKV_ASSIGN_OR_RETURN(plan->on_device_, DeviceStep::Create(context, max_rows, max_budget));
+    plan->device_rows_.resize(max_rows);
+    return plan;
+  }
   plan->block_tables_.resize(int64_t{max_rows} * context->max_pages());
   plan->row_tokens_.resize(max_rows);
   plan->query_start_.resize(max_rows + 1);
@@ -56,6 +61,9 @@ size_t StepPlan::WorkspaceBytes() const {
 }
 
 absl::Status StepPlan::Bind(void* workspace, size_t bytes) {
+  if (on_device_ != nullptr) {
+    return absl::UnimplementedError("on a device a plan's memory is its own");
+  }
   if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 64 != 0) {
     return absl::InvalidArgumentError("workspace must be 64-byte aligned and not null");
   }
@@ -87,6 +95,12 @@ absl::Status StepPlan::Step(absl::Span<const semkv_sequence> sequences,
   }
   num_rows_ = static_cast<int32_t>(sequences.size());
   num_query_tokens_ = query_tokens;
+  ++context_->counters().steps;
+  if (on_device_ != nullptr) {
+    const absl::Status begun = BeginOnDevice();
+    if (!begun.ok()) num_rows_ = 0;
+    return begun;
+  }
   MakeRuns();
   ReserveRetrieval();
   if (workspace_ == nullptr) {
@@ -94,8 +108,31 @@ absl::Status StepPlan::Step(absl::Span<const semkv_sequence> sequences,
     workspace_ = own_workspace_.get();
     workspace_ += (64 - reinterpret_cast<uintptr_t>(workspace_) % 64) % 64;
   }
-  ++context_->counters().steps;
   return absl::OkStatus();
+}
+
+absl::Status StepPlan::BeginOnDevice() {
+  for (int32_t r = 0; r < num_rows_; ++r) {
+    const Row& row = rows_[r];
+    DeviceStep::Row& out = device_rows_[r];
+    out.sequence = row.sequence;
+    out.state = row.state;
+    out.is_sparse = row.reason == SEMKV_ROW_SPARSE;
+    out.dense_layers = row.dense_layers;
+    out.num_selections = row.num_selections;
+    out.retrieval = retrieval_rows_[r];
+    out.pages = context_->SequencePages(row.sequence);
+  }
+  SEMKV_RETURN_IF_ERROR(on_device_->Begin(absl::MakeConstSpan(device_rows_).first(num_rows_)));
+  for (int32_t layer = 0; layer < context_->options().num_layers; ++layer) {
+    for (int32_t r = 0; r < num_rows_; ++r) ++context_->counters().layer_rows[*RowReason(layer, r)];
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> StepPlan::GraphKey() const {
+  if (num_rows_ == 0) return absl::FailedPreconditionError("semkv_plan_step has planned no rows");
+  return on_device_ != nullptr ? on_device_->graph_key() : 0;
 }
 
 absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_queries) {
@@ -107,6 +144,10 @@ absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_q
   if (num_queries < 1 || num_queries > row.num_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "row ", r, " has ", num_queries, " queries, its sequence has ", row.num_tokens, " tokens"));
+  }
+  if (on_device_ != nullptr && num_queries != 1) {
+    return absl::UnimplementedError(
+        absl::StrCat("row ", r, " has ", num_queries, " queries, on a device it must have one"));
   }
   const semkv_policy& policy = row.state->policy;
   if (policy.mean_query != 0 || policy.warm_up != 0) {
@@ -138,6 +179,7 @@ absl::Status StepPlan::PlanRow(int32_t r, semkv_sequence sequence, int32_t num_q
       SEMKV_RETURN_IF_ERROR(context_->NoteSparse(sequence, row.state));
     }
   }
+  if (on_device_ != nullptr) return absl::OkStatus();
   const absl::Span<const int32_t> pages = context_->SequencePages(sequence);
   std::copy(pages.begin(), pages.end(), block_tables_.begin() + int64_t{r} * context_->max_pages());
   return absl::OkStatus();
@@ -167,7 +209,9 @@ void StepPlan::FillRetrievalRow(int32_t r) {
       policy.kind == SEMKV_POLICY_CLUSTERKV || policy.kind == SEMKV_POLICY_SENTENCEKV;
   out.trim = paper ? TrimKeep::kEarliest : TrimKeep::kMostRecent;
   out.mass_target = policy.mass_target;
-  out.block_table = block_tables_.data() + int64_t{r} * context_->max_pages();
+  if (on_device_ == nullptr) {
+    out.block_table = block_tables_.data() + int64_t{r} * context_->max_pages();
+  }
   if (row.state->kept != nullptr) FillKeptRow(r);
   // More than there is costs room in the plan and changes nothing.
   out.budget = std::min(out.budget, row.num_tokens);
@@ -268,8 +312,7 @@ absl::Status StepPlan::CheckArgs(int32_t layer, const semkv_attend_args& args) c
   return absl::OkStatus();
 }
 
-absl::StatusOr<absl::Span<const int32_t>> StepPlan::SelectResult(int32_t row,
-                                                                 int32_t selection) const {
+absl::StatusOr<absl::Span<const int32_t>> StepPlan::SelectResult(int32_t row, int32_t selection) {
   if (row < 0 || row >= num_rows_ || selection < 0 || selection >= rows_[row].num_selections) {
     return absl::OutOfRangeError(absl::StrCat(
         "row ", row, ", selection ", selection, ": the step has ", num_rows_, " rows, the row ",
@@ -279,6 +322,7 @@ absl::StatusOr<absl::Span<const int32_t>> StepPlan::SelectResult(int32_t row,
     return absl::FailedPreconditionError(
         absl::StrCat("row ", row, " has no selection: it is dense, or nothing was selected yet"));
   }
+  if (on_device_ != nullptr) return on_device_->Result(row, selection);
   const int64_t at = rows_[row].first_selection + selection;
   return absl::MakeConstSpan(positions_).subspan(at * max_budget_, counts_[at]);
 }

@@ -1,6 +1,6 @@
 // One step of a batch: which rows are attended densely and why, what the sparse ones select, and
 // their attention. Step() is host work on lengths, once per step; Select and Attend run per layer
-// and allocate nothing.
+// and allocate nothing. On a device the same plans are carried out by a DeviceStep.
 //
 // Thread safety: thread-compatible; callers hold the context's mutex.
 
@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "csrc/api/context.h"
+#include "csrc/api/device_step.h"
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/attention/prefill_attention.h"
 #include "csrc/ops/retrieval/estimate_rest.h"
@@ -30,14 +31,17 @@ class StepPlan {
                                                           int32_t max_budget);
   ~StepPlan();
 
-  size_t workspace_bytes() const { return workspace_bytes_; }
+  size_t workspace_bytes() const {
+    return on_device_ != nullptr ? on_device_->bytes() : workspace_bytes_;
+  }
   absl::Status Bind(void* workspace, size_t bytes);
 
   absl::Status Step(absl::Span<const semkv_sequence> sequences, const int32_t* num_queries);
+  absl::StatusOr<uint64_t> GraphKey() const;
   absl::StatusOr<int32_t> RowReason(int32_t layer, int32_t row) const;
   absl::Status Select(int32_t layer, const semkv_attend_args& args);
   absl::Status Attend(int32_t layer, const semkv_attend_args& args);
-  absl::StatusOr<absl::Span<const int32_t>> SelectResult(int32_t row, int32_t selection) const;
+  absl::StatusOr<absl::Span<const int32_t>> SelectResult(int32_t row, int32_t selection);
 
   Context* context() const { return context_; }
 
@@ -67,6 +71,8 @@ class StepPlan {
   void FillRetrievalRow(int32_t r);
   // A row whose prompt is kept in part: fixed start range, warm-up steps.
   void FillKeptRow(int32_t r);
+  // The planned rows, to the device.
+  absl::Status BeginOnDevice();
   void MakeRuns();
   // Room for the views and scratch of this step's sequences. Grows with slack, so that steps
   // allocate only when lists have outgrown it.
@@ -119,6 +125,9 @@ class StepPlan {
       mean_queries_;  // [max_rows, num_heads, head_dim]; empty until a policy needs it
   std::vector<float> rest_out_, rest_lse_;  // empty until a policy estimates
   bool estimates_ = false;
+
+  std::unique_ptr<DeviceStep> on_device_;  // null: the host
+  std::vector<DeviceStep::Row> device_rows_;
 
   size_t workspace_bytes_ = 0;
   std::unique_ptr<uint8_t[]> own_workspace_;

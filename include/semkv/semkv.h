@@ -33,8 +33,35 @@
  *   - A plan belongs to one thread at a time. All other functions may be called from any thread;
  *     calls that name the same sequence must not overlap.
  *   - Do not append to a sequence between semkv_plan_step and the last semkv_attend of that step.
- *   - Streams: `stream` is a cudaStream_t for device memory; the host backend ignores it and has
- *     finished when a function returns. Pass NULL.
+ *   - The host backend ignores `stream` and has finished when a function returns. Pass NULL.
+ *
+ * DEVICE MEMORY
+ *
+ * With options.device >= 0 keys, values and lists are in a CUDA device's memory, and so is what these
+ * pointers name: semkv_kv_view k, v; semkv_write_args slots, k, v; semkv_attend_args q, out, lse. All
+ * else is host memory: ids, slots of semkv_sequence_append, positions of semkv_select_result. A plan's
+ * memory is its own (semkv_plan_bind is refused).
+ *
+ *   - semkv_write_kv, semkv_select, semkv_attend and semkv_run_layer enqueue kernels on their
+ *     `stream` and return without waiting; they allocate nothing and may be captured in a CUDA
+ *     graph. semkv_plan_step, semkv_index, semkv_observe, semkv_sequence_append (copy-on-write),
+ *     semkv_sequence_fork and what frees lists enqueue copies on the context's stream
+ *     (semkv_set_stream). Let both be the same stream, or order them with events.
+ *   - A captured graph holds the launches of one step. Before each replay call semkv_plan_step, not
+ *     in the capture: lengths, pages and lists of the step are what it copies. A graph may be
+ *     replayed as long as semkv_plan_graph_key is what it was when the graph was captured.
+ *   - semkv_index, semkv_observe (when a list is complete, at most every 16 tokens) and
+ *     semkv_select_result wait for the context's stream: lists are built on the host, from keys that
+ *     are read back. The other calls wait for nothing.
+ *   - Slots in device memory are not checked: a slot beyond the pool writes wherever it points.
+ *   - kv_dtype is F16 or BF16, q and out have the same; rows have one query each (prefill is the
+ *     engine's: write its keys and values, then semkv_index), all sparse rows of a step the same
+ *     number of selections; rows of q, out and the pool begin at multiples of 16 bytes.
+ *     policy.mean_query, estimate_rest, keep_factor and options.query_window are refused.
+ *   - semkv_stats: attended_tokens, selections, bytes and times are not counted (0); layer_rows
+ *     counts planned rows, whether they were attended or not.
+ *   - If memory for a sequence's lists cannot be had, it has none any more: its rows are attended
+ *     densely until semkv_index succeeds.
  *
  * CONVENTIONS
  *
@@ -98,7 +125,7 @@ SEMKV_EXPORT const char* semkv_status_name(int32_t status);
 /* Text of this thread's last failing call; "" if none. Valid until this thread's next failing call.
  */
 SEMKV_EXPORT const char* semkv_last_error(void);
-/* 1 if this build has the feature, else 0: "host", "cuda", "dtype:f32|f16|bf16",
+/* 1 if this build has the feature, else 0: "host", "cuda" (whether there is a GPU or not), "dtype:f32|f16|bf16",
  * "head_dim:64|80|96|128|256", "policy:NAME". Unknown names are 0. */
 SEMKV_EXPORT int32_t semkv_supports(const char* feature);
 
@@ -202,6 +229,8 @@ typedef struct semkv_options {
   int32_t engine_pages; /* 1: the engine chooses the pages and shares prefixes itself: append with
                            semkv_sequence_append_pages, say with semkv_pages_forget when a page gets
                            new content; prefix_sharing counts as 0 */
+  int32_t device;       /* -1 (default): keys, values and lists are in host memory; else the CUDA device
+                           that they are on: see DEVICE MEMORY */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
@@ -210,10 +239,15 @@ SEMKV_EXPORT int semkv_options_init(semkv_options* options);
  * Errors: INVALID_ARGUMENT, UNIMPLEMENTED for a shape that is not compiled in, RESOURCE_EXHAUSTED
  * if the memory cannot be had. */
 SEMKV_EXPORT int semkv_context_create(const semkv_options* options, semkv_context** context);
-/* Every sequence and plan of the context must be out of use. */
+/* Every sequence and plan of the context must be out of use; of a device, destroy plans first. */
 SEMKV_EXPORT void semkv_context_destroy(semkv_context* context);
 /* Forgets every sequence, every cached prefix and every list. */
 SEMKV_EXPORT int semkv_context_reset(semkv_context* context);
+
+/* The stream, a cudaStream_t of options.device, on which the context enqueues what has no stream
+ * argument: see DEVICE MEMORY. Default NULL, the legacy default stream. It must live as long as it is
+ * set. What the new stream gets runs after what the old one has. On the host: no effect. */
+SEMKV_EXPORT int semkv_set_stream(semkv_context* context, void* stream);
 
 /* One layer of the pool as memory that the engine owns: key of (page, KV head, token) begins at
  * k + page * k_page + head * k_head + token * k_token, in elements of kv_dtype. */
@@ -394,6 +428,12 @@ SEMKV_EXPORT int semkv_plan_bind(semkv_plan* plan, void* workspace, size_t bytes
  * Errors: OUT_OF_RANGE beyond max_rows or max_budget; NOT_FOUND; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_plan_step(semkv_plan* plan, int32_t num_rows,
                                  const semkv_sequence* sequences, const int32_t* num_queries);
+/* Of a context on a device: a number that changes when launches captured in a CUDA graph would no
+ * longer do for this step, so that a graph of another step with the same key can be replayed. It
+ * depends on num_rows and on bounds that grow in large steps with the sequences' lists; the row's
+ * lengths, pages and policies' budgets are not in it. On the host: 0.
+ * Errors: FAILED_PRECONDITION before semkv_plan_step. */
+SEMKV_EXPORT int semkv_plan_graph_key(semkv_plan* plan, uint64_t* key);
 /* Why row `row` is attended as it is at `layer`: SEMKV_ROW_*. */
 SEMKV_EXPORT int semkv_plan_row(semkv_plan* plan, int32_t layer, int32_t row, int32_t* reason);
 

@@ -23,10 +23,21 @@ using RuntimeCalls = std::map<std::string, int64_t>;
 #ifdef SEMKV_EMULATED
 constexpr bool kIsEmulated = true;
 inline RuntimeCalls TakeRuntimeCalls() { return simt::TakeRuntimeCalls(); }
+inline void SetLazyStreams(bool lazy) { simt::SetLazyStreams(lazy); }
 #else
 constexpr bool kIsEmulated = false;
 inline RuntimeCalls TakeRuntimeCalls() { return {}; }
+inline void SetLazyStreams(bool) {}
 #endif
+
+// While it lives an emulated stream does nothing before something waits for it, as a GPU may.
+class LazyStreams {
+ public:
+  LazyStreams() { SetLazyStreams(true); }
+  ~LazyStreams() { SetLazyStreams(false); }
+  LazyStreams(const LazyStreams&) = delete;
+  LazyStreams& operator=(const LazyStreams&) = delete;
+};
 
 // Captures what launch(stream) enqueues and replays it `times` times. Emulated, it fails too if
 // launch calls anything of the runtime but launches: copies would be captured, and allocations

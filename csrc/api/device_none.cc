@@ -1,0 +1,14 @@
+// A build without CUDA.
+
+#include "csrc/api/device.h"
+
+namespace semkv {
+
+bool HasDeviceBackend() { return false; }
+
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(int32_t) {
+  return absl::UnimplementedError(
+      "options.device: this build has no CUDA backend (nvcc was not found when it was configured)");
+}
+
+}  // namespace semkv

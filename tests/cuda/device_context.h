@@ -1,0 +1,409 @@
+// A context in device memory and one on the host with the same tokens, keys and values, driven
+// through semkv.h as an engine would, and what both say compared.
+
+#ifndef SEMKV_TESTS_CUDA_DEVICE_CONTEXT_H_
+#define SEMKV_TESTS_CUDA_DEVICE_CONTEXT_H_
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "semkv/semkv.h"
+#include "tests/cuda/device_copy.h"
+#include "tests/testing/random.h"
+
+namespace semkv::testing {
+
+#define SEMKV_ASSERT_OK(call) ASSERT_EQ((call), SEMKV_OK) << semkv_last_error()
+#define SEMKV_EXPECT_OK(call) EXPECT_EQ((call), SEMKV_OK) << semkv_last_error()
+
+// Where an engine's pool has a row, in elements, within memory of its own for keys and for values.
+enum class PoolLayout { kOwned, kTokensInside, kHeadsInside };
+
+struct DeviceContextShape {
+  int32_t num_layers = 2, num_heads = 4, num_kv_heads = 2, head_dim = 64;
+  int32_t page_tokens = 16, num_pages = 128, max_sequence_tokens = 1024;
+  int32_t kv_dtype = SEMKV_DTYPE_BF16;
+  PoolLayout layout = PoolLayout::kOwned;
+
+  int64_t token_floats() const { return int64_t{num_kv_heads} * head_dim; }
+  int64_t query_floats() const { return int64_t{num_heads} * head_dim; }
+};
+
+// A vocabulary of ten tokens, one of which ends sentences.
+inline void SetVocabulary(semkv_context* context) {
+  const std::string bytes = " a b c d e f g h i.";
+  std::vector<int64_t> offsets;
+  for (int64_t i = 0; i <= 9; ++i) offsets.push_back(2 * i);
+  offsets.push_back(static_cast<int64_t>(bytes.size()));
+  SEMKV_ASSERT_OK(semkv_vocabulary_set(context, 10, bytes.data(), offsets.data()));
+}
+
+class TwoContexts {
+ public:
+  explicit TwoContexts(const DeviceContextShape& shape, uint64_t seed = 1)
+      : shape_(shape), rng_(seed) {
+    semkv_options o;
+    semkv_options_init(&o);
+    o.num_layers = shape.num_layers;
+    o.num_heads = shape.num_heads;
+    o.num_kv_heads = shape.num_kv_heads;
+    o.head_dim = shape.head_dim;
+    o.kv_dtype = shape.kv_dtype;
+    o.page_tokens = shape.page_tokens;
+    o.num_pages = shape.num_pages;
+    o.max_sequence_tokens = shape.max_sequence_tokens;
+    o.num_threads = 2;
+    SEMKV_EXPECT_OK(semkv_context_create(&o, &host_));
+    o.device = 0;
+    o.borrow_storage = shape.layout != PoolLayout::kOwned;
+    SEMKV_EXPECT_OK(semkv_context_create(&o, &device_));
+    if (o.borrow_storage != 0) LendPool();
+    SetVocabulary(host_);
+    SetVocabulary(device_);
+    topics_ = RandomNormal(rng_, kTopics * shape.head_dim);
+  }
+  TwoContexts(const TwoContexts&) = delete;
+  TwoContexts& operator=(const TwoContexts&) = delete;
+  ~TwoContexts() {
+    for (const auto& [rows, plan] : plans_) {
+      semkv_plan_destroy(plan.first);
+      semkv_plan_destroy(plan.second);
+    }
+    semkv_context_destroy(host_);
+    semkv_context_destroy(device_);
+    for (void* memory : lent_) cudaFree(memory);
+  }
+
+  semkv_context* host() { return host_; }
+  semkv_context* device() { return device_; }
+  const DeviceContextShape& shape() const { return shape_; }
+  // Whether Append writes keys and values to the device too, or leaves that to the test.
+  void set_writes_device(bool writes) { writes_device_ = writes; }
+
+  // Sequences have the same ids in both.
+  semkv_sequence NewSequence(const semkv_policy& policy) {
+    semkv_sequence a = 0, b = 0;
+    SEMKV_EXPECT_OK(semkv_sequence_create(host_, 0, &a));
+    SEMKV_EXPECT_OK(semkv_sequence_create(device_, 0, &b));
+    EXPECT_EQ(a, b);
+    SetPolicy(a, policy);
+    return a;
+  }
+
+  void SetPolicy(semkv_sequence sequence, const semkv_policy& policy) {
+    SEMKV_EXPECT_OK(semkv_sequence_set_policy(host_, sequence, &policy));
+    SEMKV_EXPECT_OK(semkv_sequence_set_policy(device_, sequence, &policy));
+    policies_[sequence] = policy;
+  }
+
+  semkv_sequence Fork(semkv_sequence sequence) {
+    semkv_sequence a = 0, b = 0;
+    SEMKV_EXPECT_OK(semkv_sequence_fork(host_, sequence, &a));
+    SEMKV_EXPECT_OK(semkv_sequence_fork(device_, sequence, &b));
+    EXPECT_EQ(a, b);
+    tokens_[a] = tokens_[sequence];
+    policies_[a] = policies_[sequence];
+    return a;
+  }
+
+  // Tokens with random ids; topics last some tokens, so that sentences and clusters mean something.
+  // Keys of
+  // `poisoned` positions are not finite.
+  // Returns their slots.
+  std::vector<int32_t> Append(semkv_sequence sequence, int32_t n,
+                              const std::vector<int32_t>& poisoned = {}) {
+    const int32_t first = static_cast<int32_t>(tokens_[sequence].size());
+    std::vector<int32_t> ids(n), slots(n), device_slots(n);
+    for (int32_t& id : ids) id = static_cast<int32_t>(rng_() % 10);
+    SEMKV_EXPECT_OK(semkv_sequence_append(host_, sequence, n, ids.data(), slots.data()));
+    SEMKV_EXPECT_OK(semkv_sequence_append(device_, sequence, n, ids.data(), device_slots.data()));
+    EXPECT_EQ(slots, device_slots);
+    std::vector<Token> added(n);
+    for (int32_t i = 0; i < n; ++i) added[i] = NewToken(first + i, poisoned);
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      Write(layer, slots, added, writes_device_);
+    }
+    std::vector<Token>& tokens = tokens_[sequence];
+    tokens.insert(tokens.end(), added.begin(), added.end());
+    return slots;
+  }
+
+  void Index(semkv_sequence sequence) {
+    SEMKV_EXPECT_OK(semkv_index(host_, sequence));
+    SEMKV_EXPECT_OK(semkv_index(device_, sequence));
+  }
+
+  void Observe(semkv_sequence sequence) {
+    SEMKV_EXPECT_OK(semkv_observe(host_, sequence));
+    SEMKV_EXPECT_OK(semkv_observe(device_, sequence));
+  }
+
+  // Plans for steps of up to `max_rows` rows, of the host and of the device.
+  std::pair<semkv_plan*, semkv_plan*> Plans(int32_t max_rows, int32_t max_budget) {
+    auto& plans = plans_[{max_rows, max_budget}];
+    if (plans.first == nullptr) {
+      SEMKV_EXPECT_OK(semkv_plan_create(host_, max_rows, max_budget, &plans.first));
+      SEMKV_EXPECT_OK(semkv_plan_create(device_, max_rows, max_budget, &plans.second));
+    }
+    return plans;
+  }
+
+  // Queries that ask for topics, [rows, num_heads, head_dim] in the pool's dtype.
+  std::vector<uint8_t> NewQueries(int32_t rows) {
+    std::vector<float> q = RandomNormal(rng_, rows * shape_.query_floats(), 0.5f);
+    for (size_t i = 0; i < q.size(); ++i) {
+      const size_t row_head = i / shape_.head_dim, channel = i % shape_.head_dim;
+      q[i] += 1.5f * topics_[(row_head * 7 + 3) % kTopics * shape_.head_dim + channel];
+    }
+    return Encode(q, dtype());
+  }
+
+  // One step of `rows`, one query each, on both. Expects that rows are attended for the same
+  // reasons, that the device's attention is that of the tokens it selected, and that it selected
+  // what the host did, but for a few tokens at the cut (scores are of other precision).
+  void StepAndCompare(const std::vector<semkv_sequence>& rows, int32_t max_budget);
+
+  static constexpr int32_t kMaxRows = 4;  // of StepAndCompare
+
+  // What StepAndCompare expects of a layer that has run on the device: `out` is of queries `q`.
+  void CheckLayer(const std::vector<semkv_sequence>& rows, int32_t layer,
+                  std::pair<semkv_plan*, semkv_plan*> plans, const std::vector<uint8_t>& q,
+                  const std::vector<uint8_t>& out);
+
+  semkv_attend_args AttendArgs() const {
+    semkv_attend_args args = {};
+    args.struct_size = sizeof(args);
+    args.dtype = shape_.kv_dtype;
+    return args;
+  }
+
+  // Keys and values of the sequence's last token in a layer, in the pool's dtype.
+  std::vector<uint8_t> LastKeys(semkv_sequence sequence, int32_t layer) const {
+    return LastRow(sequence, 2 * layer);
+  }
+  std::vector<uint8_t> LastValues(semkv_sequence sequence, int32_t layer) const {
+    return LastRow(sequence, 2 * layer + 1);
+  }
+
+  // Softmax attention of query head h over the given positions of the sequence, in float64.
+  std::vector<double> Attend(semkv_sequence sequence, int32_t layer, int32_t h,
+                             const std::vector<uint8_t>& q, int64_t q_row,
+                             const std::vector<int32_t>& positions) const;
+
+  DType dtype() const { return static_cast<DType>(shape_.kv_dtype); }
+  int32_t length(semkv_sequence sequence) { return static_cast<int32_t>(tokens_[sequence].size()); }
+
+ private:
+  static constexpr int32_t kTopics = 16;
+  // Keys and values of a token in every layer, [num_layers, 2, token_floats].
+  using Token = std::vector<float>;
+
+  Token NewToken(int32_t position, const std::vector<int32_t>& poisoned) {
+    const int64_t d = shape_.head_dim;
+    Token token = RandomNormal(rng_, shape_.num_layers * 2 * shape_.token_floats(), 0.3f);
+    const bool is_poisoned =
+        std::find(poisoned.begin(), poisoned.end(), position) != poisoned.end();
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      float* const key = token.data() + layer * 2 * shape_.token_floats();
+      for (int64_t i = 0; i < shape_.token_floats(); ++i) {
+        const int64_t topic = (position / 23 + 5 * layer + i / d) % kTopics;
+        key[i] += topics_[topic * d + i % d];
+        // Of one KV head, so that cells have different numbers of lists.
+        if (is_poisoned && i == 17) key[i] = std::nanf("");
+      }
+    }
+    // What the pool holds of them.
+    for (float& x : token) {
+      float stored = 0;
+      StoreFromFloat(&stored, dtype(), 0, x);
+      x = LoadAsFloat(&stored, dtype(), 0);
+    }
+    return token;
+  }
+
+  void Write(int32_t layer, const std::vector<int32_t>& slots, const std::vector<Token>& tokens,
+             bool to_device) {
+    std::vector<float> k, v;
+    for (const Token& token : tokens) {
+      const auto at = token.begin() + layer * 2 * shape_.token_floats();
+      k.insert(k.end(), at, at + shape_.token_floats());
+      v.insert(v.end(), at + shape_.token_floats(), at + 2 * shape_.token_floats());
+    }
+    const std::vector<uint8_t> k_bytes = Encode(k, dtype()), v_bytes = Encode(v, dtype());
+    semkv_write_args args = {};
+    args.struct_size = sizeof(args);
+    args.dtype = shape_.kv_dtype;
+    args.num_tokens = static_cast<int32_t>(slots.size());
+    args.slots = slots.data();
+    args.k = k_bytes.data();
+    args.v = v_bytes.data();
+    SEMKV_ASSERT_OK(semkv_write_kv(host_, layer, &args));
+    if (!to_device) return;
+    DeviceCopy device_slots(slots), device_k(k_bytes), device_v(v_bytes);
+    args.slots = static_cast<const int32_t*>(device_slots.data());
+    args.k = device_k.data();
+    args.v = device_v.data();
+    SEMKV_ASSERT_OK(semkv_write_kv(device_, layer, &args));
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  }
+
+  // Pools of keys and of values with gaps between pages.
+  void LendPool() {
+    const int64_t d = shape_.head_dim, tokens = shape_.page_tokens, heads = shape_.num_kv_heads;
+    const bool tokens_inside = shape_.layout == PoolLayout::kTokensInside;
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      semkv_kv_view view = {};
+      view.struct_size = sizeof(view);
+      view.layer = layer;
+      view.k_token = view.v_token = tokens_inside ? d : heads * d;
+      view.k_head = view.v_head = tokens_inside ? tokens * d + 8 : d;
+      view.k_page = view.v_page = tokens * heads * d + 64;
+      for (void** base : {&view.k, &view.v}) {
+        ASSERT_EQ(cudaMalloc(base, 2 * view.k_page * shape_.num_pages), cudaSuccess);
+        lent_.push_back(*base);
+      }
+      SEMKV_EXPECT_OK(semkv_register_kv(device_, &view));
+    }
+  }
+
+  void CompareLayer(const std::vector<semkv_sequence>& rows, int32_t layer,
+                    std::pair<semkv_plan*, semkv_plan*> plans);
+  void CheckRow(semkv_sequence sequence, int32_t layer, int32_t r, bool is_sparse,
+                std::pair<semkv_plan*, semkv_plan*> plans, const std::vector<uint8_t>& q,
+                const std::vector<uint8_t>& out);
+  std::vector<uint8_t> LastRow(semkv_sequence sequence, int64_t row) const {
+    const auto at = tokens_.at(sequence).back().begin() + row * shape_.token_floats();
+    return Encode(std::vector<float>(at, at + shape_.token_floats()), dtype());
+  }
+  // The positions that a row of the device's step attends to, per KV head or query head.
+  std::vector<int32_t> Selected(semkv_plan* plan, int32_t row, int32_t selection) {
+    const int32_t* positions = nullptr;
+    int32_t count = 0;
+    SEMKV_EXPECT_OK(semkv_select_result(plan, row, selection, &positions, &count));
+    return std::vector<int32_t>(positions, positions + count);
+  }
+
+  const DeviceContextShape shape_;
+  std::mt19937_64 rng_;
+  semkv_context* host_ = nullptr;
+  semkv_context* device_ = nullptr;
+  bool writes_device_ = true;
+  std::vector<void*> lent_;
+  std::vector<float> topics_;
+  std::map<semkv_sequence, std::vector<Token>> tokens_;
+  std::map<semkv_sequence, semkv_policy> policies_;
+  std::map<std::pair<int32_t, int32_t>, std::pair<semkv_plan*, semkv_plan*>> plans_;
+};
+
+inline std::vector<double> TwoContexts::Attend(semkv_sequence sequence, int32_t layer, int32_t h,
+                                               const std::vector<uint8_t>& q, int64_t q_row,
+                                               const std::vector<int32_t>& positions) const {
+  const int64_t d = shape_.head_dim, kv_head = int64_t{h} * shape_.num_kv_heads / shape_.num_heads;
+  const std::vector<Token>& tokens = tokens_.at(sequence);
+  std::vector<double> scores;
+  for (int32_t position : positions) {
+    const float* key = tokens[position].data() + layer * 2 * shape_.token_floats() + kv_head * d;
+    double dot = 0;
+    for (int64_t c = 0; c < d; ++c) {
+      dot += double{key[c]} *
+             LoadAsFloat(q.data(), dtype(), q_row * shape_.query_floats() + h * d + c);
+    }
+    scores.push_back(dot / std::sqrt(static_cast<double>(d)));
+  }
+  const double max = scores.empty() ? 0 : *std::max_element(scores.begin(), scores.end());
+  std::vector<double> out(d);
+  double sum = 0;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const double weight = std::exp(scores[i] - max);
+    const float* value =
+        tokens[positions[i]].data() + (layer * 2 + 1) * shape_.token_floats() + kv_head * d;
+    for (int64_t c = 0; c < d; ++c) out[c] += weight * value[c];
+    sum += weight;
+  }
+  for (double& x : out) x /= sum > 0 ? sum : 1;
+  return out;
+}
+
+inline void TwoContexts::StepAndCompare(const std::vector<semkv_sequence>& rows,
+                                        int32_t max_budget) {
+  const auto plans = Plans(kMaxRows, max_budget);
+  const int32_t n = static_cast<int32_t>(rows.size());
+  SEMKV_ASSERT_OK(semkv_plan_step(plans.first, n, rows.data(), nullptr));
+  SEMKV_ASSERT_OK(semkv_plan_step(plans.second, n, rows.data(), nullptr));
+  for (int32_t layer = 0; layer < shape_.num_layers; ++layer) CompareLayer(rows, layer, plans);
+}
+
+inline void TwoContexts::CompareLayer(const std::vector<semkv_sequence>& rows, int32_t layer,
+                                      std::pair<semkv_plan*, semkv_plan*> plans) {
+  const std::vector<uint8_t> q = NewQueries(static_cast<int32_t>(rows.size()));
+  DeviceCopy device_q(q), device_out(std::vector<uint8_t>(q.size(), 0xff));
+  semkv_attend_args args = AttendArgs();
+  args.q = device_q.data();
+  args.out = device_out.data();
+  SEMKV_ASSERT_OK(semkv_run_layer(plans.second, layer, nullptr, &args));
+  CheckLayer(rows, layer, plans, q, device_out.Read());
+}
+
+inline void TwoContexts::CheckLayer(const std::vector<semkv_sequence>& rows, int32_t layer,
+                                    std::pair<semkv_plan*, semkv_plan*> plans,
+                                    const std::vector<uint8_t>& q,
+                                    const std::vector<uint8_t>& out) {
+  std::vector<uint8_t> host_out(q.size());
+  semkv_attend_args args = AttendArgs();
+  args.q = q.data();
+  args.out = host_out.data();
+  SEMKV_ASSERT_OK(semkv_run_layer(plans.first, layer, nullptr, &args));
+  for (int32_t r = 0; r < static_cast<int32_t>(rows.size()); ++r) {
+    SCOPED_TRACE("layer " + std::to_string(layer) + ", row " + std::to_string(r));
+    int32_t reason = -1, host_reason = -1;
+    SEMKV_ASSERT_OK(semkv_plan_row(plans.first, layer, r, &host_reason));
+    SEMKV_ASSERT_OK(semkv_plan_row(plans.second, layer, r, &reason));
+    ASSERT_EQ(reason, host_reason);
+    CheckRow(rows[r], layer, r, reason == SEMKV_ROW_SPARSE, plans, q, out);
+  }
+}
+
+inline void TwoContexts::CheckRow(semkv_sequence sequence, int32_t layer, int32_t r, bool is_sparse,
+                                  std::pair<semkv_plan*, semkv_plan*> plans,
+                                  const std::vector<uint8_t>& q, const std::vector<uint8_t>& out) {
+  const double tolerance = shape_.kv_dtype == SEMKV_DTYPE_BF16 ? 1.6e-2 : 2e-3;
+  const int32_t selections =
+      policies_.at(sequence).per_query_head != 0 ? shape_.num_heads : shape_.num_kv_heads;
+  std::vector<int32_t> all(tokens_.at(sequence).size());
+  std::iota(all.begin(), all.end(), 0);
+  for (int32_t h = 0; h < shape_.num_heads; ++h) {
+    std::vector<int32_t> taken = all;
+    if (is_sparse) {
+      const int32_t s = h * selections / shape_.num_heads;
+      taken = Selected(plans.second, r, s);
+      const std::vector<int32_t> expected = Selected(plans.first, r, s);
+      ASSERT_EQ(taken.size(), expected.size());
+      std::vector<int32_t> both;
+      std::set_intersection(taken.begin(), taken.end(), expected.begin(), expected.end(),
+                            std::back_inserter(both));
+      EXPECT_GE(both.size() + 2 + taken.size() / 50, taken.size());
+    }
+    const std::vector<double> expected = Attend(sequence, layer, h, q, r, taken);
+    for (int32_t c = 0; c < shape_.head_dim; ++c) {
+      const int64_t at = r * shape_.query_floats() + h * shape_.head_dim + c;
+      const float x = LoadAsFloat(out.data(), dtype(), at);
+      if (std::isnan(expected[c]) && std::isnan(x)) continue;
+      ASSERT_NEAR(x, expected[c], tolerance) << h << ", " << c;
+    }
+  }
+}
+
+}  // namespace semkv::testing
+
+#endif  // SEMKV_TESTS_CUDA_DEVICE_CONTEXT_H_

@@ -1,0 +1,454 @@
+// The decode step on device memory through semkv.h, beside a host context with the same tokens;
+// without a GPU only that it says so.
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "semkv/semkv.h"
+#include "tests/cuda/device_context.h"
+#include "tests/cuda/run_captured.h"
+
+namespace semkv {
+namespace {
+
+using testing::DeviceContextShape;
+using testing::HasDevice;
+using testing::kIsEmulated;
+using testing::PoolLayout;
+using testing::TwoContexts;
+
+semkv_policy Policy(int32_t kind, int32_t budget) {
+  semkv_policy policy;
+  EXPECT_EQ(semkv_policy_init(&policy, kind), SEMKV_OK);
+  policy.budget = budget;
+  policy.min_context = budget;
+  policy.dense_layers = 0;
+  return policy;
+}
+
+class DeviceContextTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  }
+};
+
+// Decodes `steps` tokens and compares some of the steps.
+void DecodeAndCompare(TwoContexts& contexts, semkv_sequence sequence, int32_t steps,
+                      int32_t max_budget, int32_t every) {
+  for (int32_t i = 0; i < steps; ++i) {
+    contexts.Append(sequence, 1);
+    if (i % every == 0) contexts.StepAndCompare({sequence}, max_budget);
+    contexts.Observe(sequence);
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+}
+
+struct PolicyCase {
+  std::string name;
+  semkv_policy policy;
+};
+
+std::vector<PolicyCase> PolicyCases() {
+  std::vector<PolicyCase> cases;
+  for (int32_t kind :
+       {SEMKV_POLICY_DENSE, SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER,
+        SEMKV_POLICY_PAGES, SEMKV_POLICY_QUEST, SEMKV_POLICY_WINDOW, SEMKV_POLICY_CLUSTERKV}) {
+    cases.push_back({semkv_policy_name(kind), Policy(kind, 128)});
+  }
+  PolicyCase heads = {"per_query_head", Policy(SEMKV_POLICY_HYBRID, 128)};
+  heads.policy.per_query_head = 1;
+  PolicyCase bf16 = {"bf16_centroids", Policy(SEMKV_POLICY_CLUSTER, 128)};
+  bf16.policy.centroid_form = SEMKV_CENTROID_BF16;
+  PolicyCase later = {"dense_first_layer", Policy(SEMKV_POLICY_HYBRID, 128)};
+  later.policy.dense_layers = 1;
+  PolicyCase mass = {"mass_target", Policy(SEMKV_POLICY_HYBRID, 128)};
+  mass.policy.mass_target = 0.5f;
+  cases.insert(cases.end(), {heads, bf16, later, mass});
+  return cases;
+}
+
+TEST_F(DeviceContextTest, EveryPolicySelectsAndAttendsAsOnTheHost) {
+  for (const PolicyCase& c : PolicyCases()) {
+    SCOPED_TRACE(c.name);
+    TwoContexts contexts(DeviceContextShape{});
+    const semkv_sequence sequence = contexts.NewSequence(c.policy);
+    contexts.Append(sequence, 300);
+    contexts.Index(sequence);
+    DecodeAndCompare(contexts, sequence, 20, 256, 19);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(DeviceContextTest, ServesPoolsOfAnEngine) {
+  for (PoolLayout layout : {PoolLayout::kTokensInside, PoolLayout::kHeadsInside}) {
+    for (int32_t dtype : {SEMKV_DTYPE_F16, SEMKV_DTYPE_BF16}) {
+      SCOPED_TRACE(std::to_string(static_cast<int>(layout)) + ", dtype " + std::to_string(dtype));
+      DeviceContextShape shape;
+      shape.layout = layout;
+      shape.kv_dtype = dtype;
+      shape.head_dim = 128;
+      TwoContexts contexts(shape);
+      const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+      contexts.Append(sequence, 200);
+      contexts.Index(sequence);
+      DecodeAndCompare(contexts, sequence, 18, 96, 17);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_F(DeviceContextTest, TailsAreFoldedSealedAndRepartitioned) {
+  DeviceContextShape shape;
+  shape.num_layers = 1;
+  shape.num_pages = 256;
+  shape.max_sequence_tokens = 4096;
+  TwoContexts contexts(shape);
+  semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 128);
+  policy.segment_tokens = 1024;
+  semkv_policy all = policy;
+  all.budget = 4096;
+  all.force_sparse = 1;
+  const semkv_sequence sequence = contexts.NewSequence(policy);
+  contexts.Append(sequence, 900);
+  contexts.Index(sequence);
+  // Windows of 320 tokens end, segments of 1,024 fill.
+  for (int32_t i = 0; i < 13; ++i) {
+    contexts.Append(sequence, 100, {950, 960, 1300, 2000});
+    contexts.StepAndCompare({sequence}, 4096);
+    contexts.Observe(sequence);
+    // Every list is within reach.
+    contexts.SetPolicy(sequence, all);
+    contexts.StepAndCompare({sequence}, 4096);
+    contexts.SetPolicy(sequence, policy);
+    if (HasFatalFailure()) return;
+  }
+  semkv_sequence_info info = {};
+  info.struct_size = sizeof(info);
+  SEMKV_ASSERT_OK(semkv_sequence_info_get(contexts.device(), sequence, &info));
+  EXPECT_GT(info.num_segments, 1);
+}
+
+TEST_F(DeviceContextTest, ABatchMixesRowsAndForksCopyWhatTheyWrite) {
+  DeviceContextShape shape;
+  TwoContexts contexts(shape);
+  const semkv_sequence a = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 128));
+  const semkv_sequence dense = contexts.NewSequence(Policy(SEMKV_POLICY_DENSE, 128));
+  const semkv_sequence brief = contexts.NewSequence(Policy(SEMKV_POLICY_CLUSTER, 128));
+  contexts.Append(a, 250);
+  contexts.Append(dense, 70);
+  contexts.Append(brief, 5);
+  for (semkv_sequence s : {a, dense, brief}) contexts.Index(s);
+  const semkv_sequence fork = contexts.Fork(a);
+  for (int32_t i = 0; i < 5; ++i) {
+    for (semkv_sequence s : {a, fork, brief}) contexts.Append(s, 1);
+    // Rows change places, as batches of an engine do.
+    contexts.StepAndCompare({a, dense, fork, brief}, 128);
+    contexts.StepAndCompare({fork, a, brief}, 128);
+    for (semkv_sequence s : {a, fork, brief}) contexts.Observe(s);
+    if (HasFatalFailure()) return;
+  }
+  SEMKV_ASSERT_OK(semkv_sequence_release(contexts.device(), a));
+  SEMKV_ASSERT_OK(semkv_sequence_release(contexts.host(), a));
+  contexts.StepAndCompare({fork, brief}, 128);
+}
+
+TEST_F(DeviceContextTest, KeysThatAreNotFiniteAreNeverSelected) {
+  TwoContexts contexts(DeviceContextShape{});
+  const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 128));
+  contexts.Append(sequence, 300, {17, 18, 150, 299});
+  contexts.Index(sequence);
+  contexts.Append(sequence, 1);
+  contexts.StepAndCompare({sequence}, 128);
+}
+
+TEST_F(DeviceContextTest, AllOfItWithinTheBudgetIsDense) {
+  TwoContexts contexts(DeviceContextShape{});
+  semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 512);
+  policy.force_sparse = 1;
+  const semkv_sequence sequence = contexts.NewSequence(policy);
+  contexts.Append(sequence, 200);
+  contexts.Index(sequence);
+  contexts.Append(sequence, 1);
+  const auto plans = contexts.Plans(1, 512);
+  SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
+  const std::vector<uint8_t> q = contexts.NewQueries(1);
+  testing::DeviceCopy device_q(q), sparse(q), dense(q);
+  semkv_attend_args args = contexts.AttendArgs();
+  args.q = device_q.data();
+  args.out = sparse.data();
+  SEMKV_ASSERT_OK(semkv_run_layer(plans.second, 0, nullptr, &args));
+  args.out = dense.data();
+  args.flags = SEMKV_ATTEND_DENSE;
+  SEMKV_ASSERT_OK(semkv_attend(plans.second, 0, &args));
+  const std::vector<uint8_t> a = sparse.Read(), b = dense.Read();
+  for (int64_t i = 0; i < contexts.shape().query_floats(); ++i) {
+    EXPECT_NEAR(LoadAsFloat(a.data(), contexts.dtype(), i),
+                LoadAsFloat(b.data(), contexts.dtype(), i), 1.6e-2);
+  }
+}
+
+// An engine's decode step: buffers that stay where they are, one graph of all layers.
+class GraphEngine {
+ public:
+  explicit GraphEngine(TwoContexts* contexts, semkv_plan* plan) : contexts_(contexts), plan_(plan) {
+    const DeviceContextShape& shape = contexts->shape();
+    EXPECT_EQ(cudaStreamCreate(&stream_), cudaSuccess);
+    SEMKV_EXPECT_OK(semkv_set_stream(contexts->device(), stream_));
+    const int64_t q_bytes = 2 * shape.query_floats(), kv_bytes = 2 * shape.token_floats();
+    for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+      for (int64_t bytes : {q_bytes, q_bytes, kv_bytes, kv_bytes})
+        buffers_.push_back(NewBuffer(bytes));
+    }
+    slot_ = NewBuffer(sizeof(int32_t));
+  }
+  GraphEngine(const GraphEngine&) = delete;
+  GraphEngine& operator=(const GraphEngine&) = delete;
+  ~GraphEngine() {
+    SEMKV_EXPECT_OK(semkv_set_stream(contexts_->device(), nullptr));
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    DropGraph();
+    for (void* buffer : buffers_) cudaFree(buffer);
+    cudaFree(slot_);
+    EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
+  }
+
+  // One token of `sequence`, which has been appended and planned. Returns the layers' outputs.
+  std::vector<std::vector<uint8_t>> Step(semkv_sequence sequence, int32_t slot,
+                                         const std::vector<std::vector<uint8_t>>& queries) {
+    const int32_t num_layers = contexts_->shape().num_layers;
+    Fill(slot_, &slot, sizeof(slot));
+    for (int32_t layer = 0; layer < num_layers; ++layer) {
+      const std::vector<uint8_t> k = contexts_->LastKeys(sequence, layer);
+      const std::vector<uint8_t> v = contexts_->LastValues(sequence, layer);
+      Fill(buffers_[4 * layer], queries[layer].data(), queries[layer].size());
+      Fill(buffers_[4 * layer + 2], k.data(), k.size());
+      Fill(buffers_[4 * layer + 3], v.data(), v.size());
+    }
+    uint64_t key = 0;
+    SEMKV_EXPECT_OK(semkv_plan_graph_key(plan_, &key));
+    if (graph_ == nullptr || key != key_) Capture();
+    key_ = key;
+    EXPECT_EQ(cudaGraphLaunch(graph_, stream_), cudaSuccess);
+    std::vector<std::vector<uint8_t>> out = queries;
+    for (int32_t layer = 0; layer < num_layers; ++layer) {
+      EXPECT_EQ(cudaMemcpyAsync(out[layer].data(), buffers_[4 * layer + 1], out[layer].size(),
+                                cudaMemcpyDeviceToHost, stream_),
+                cudaSuccess);
+    }
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    return out;
+  }
+
+  int num_captures() const { return num_captures_; }
+
+ private:
+  void* NewBuffer(int64_t bytes) {
+    void* data = nullptr;
+    EXPECT_EQ(cudaMalloc(&data, bytes), cudaSuccess);
+    return data;
+  }
+
+  void Fill(void* to, const void* from, size_t bytes) {
+    EXPECT_EQ(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), cudaSuccess);
+  }
+
+  void DropGraph() {
+    if (graph_ == nullptr) return;
+    EXPECT_EQ(cudaGraphExecDestroy(graph_), cudaSuccess);
+    graph_ = nullptr;
+  }
+
+  void Capture() {
+    DropGraph();
+    ++num_captures_;
+    cudaGraph_t graph = nullptr;
+    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    testing::TakeRuntimeCalls();
+    for (int32_t layer = 0; layer < contexts_->shape().num_layers; ++layer) RunLayer(layer);
+    for (const auto& [call, count] : testing::TakeRuntimeCalls()) {
+      EXPECT_TRUE(call == "captured launch" || call == "cudaGetDevice") << count << " " << call;
+    }
+    ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&graph_, graph, 0), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  }
+
+  void RunLayer(int32_t layer) {
+    semkv_write_args write = {};
+    write.struct_size = sizeof(write);
+    write.dtype = contexts_->shape().kv_dtype;
+    write.num_tokens = 1;
+    write.slots = static_cast<const int32_t*>(slot_);
+    write.k = buffers_[4 * layer + 2];
+    write.v = buffers_[4 * layer + 3];
+    write.stream = stream_;
+    semkv_attend_args attend = contexts_->AttendArgs();
+    attend.q = buffers_[4 * layer];
+    attend.out = buffers_[4 * layer + 1];
+    attend.stream = stream_;
+    SEMKV_EXPECT_OK(semkv_run_layer(plan_, layer, &write, &attend));
+  }
+
+  TwoContexts* const contexts_;
+  semkv_plan* const plan_;
+  cudaStream_t stream_ = nullptr;
+  cudaGraphExec_t graph_ = nullptr;
+  uint64_t key_ = 0;
+  int num_captures_ = 0;
+  std::vector<void*> buffers_;  // [num_layers][q, out, k, v]
+  void* slot_ = nullptr;
+};
+
+TEST_F(DeviceContextTest, OneGraphServesGrowingLengths) {
+  TwoContexts contexts(DeviceContextShape{});
+  semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 96);
+  policy.min_context = 125;  // dense at first
+  const semkv_sequence sequence = contexts.NewSequence(policy);
+  contexts.Append(sequence, 119);
+  contexts.Index(sequence);
+  const auto plans = contexts.Plans(1, 96);
+  contexts.set_writes_device(false);
+  testing::LazyStreams lazy;
+  GraphEngine engine(&contexts, plans.second);
+  int num_sparse = 0;
+  for (int32_t i = 0; i < 24; ++i) {
+    SCOPED_TRACE("step " + std::to_string(i));
+    const int32_t slot = contexts.Append(sequence, 1)[0];
+    std::vector<std::vector<uint8_t>> queries;
+    for (int32_t layer = 0; layer < contexts.shape().num_layers; ++layer) {
+      queries.push_back(contexts.NewQueries(1));
+    }
+    SEMKV_ASSERT_OK(semkv_plan_step(plans.first, 1, &sequence, nullptr));
+    SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
+    int32_t reason = 0;
+    SEMKV_ASSERT_OK(semkv_plan_row(plans.second, 0, 0, &reason));
+    num_sparse += reason == SEMKV_ROW_SPARSE;
+    const std::vector<std::vector<uint8_t>> out = engine.Step(sequence, slot, queries);
+    for (int32_t layer = 0; layer < contexts.shape().num_layers && i % 6 == 5; ++layer) {
+      // The same step, call by call.
+      testing::DeviceCopy q(queries[layer]), again(queries[layer]);
+      semkv_attend_args args = contexts.AttendArgs();
+      args.q = q.data();
+      args.out = again.data();
+      SEMKV_ASSERT_OK(semkv_run_layer(plans.second, layer, nullptr, &args));
+      EXPECT_EQ(again.Read(), out[layer]);
+      contexts.CheckLayer({sequence}, layer, plans, queries[layer], out[layer]);
+    }
+    contexts.Observe(sequence);
+    if (HasFailure()) return;
+  }
+  EXPECT_EQ(num_sparse, 24 - 6);
+  EXPECT_EQ(engine.num_captures(), 1);
+}
+
+TEST_F(DeviceContextTest, AStepAllocatesNothingAndWaitsForNothing) {
+  if (!kIsEmulated) GTEST_SKIP() << "calls are counted by the emulated runtime";
+  TwoContexts contexts(DeviceContextShape{});
+  const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+  contexts.Append(sequence, 200);
+  contexts.Index(sequence);
+  const auto plans = contexts.Plans(1, 96);
+  testing::DeviceCopy q(contexts.NewQueries(1)), out(contexts.NewQueries(1));
+  semkv_attend_args args = contexts.AttendArgs();
+  args.q = q.data();
+  args.out = out.data();
+  for (int32_t i = 0; i < 3; ++i) {
+    contexts.Append(sequence, 1);
+    testing::TakeRuntimeCalls();
+    SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
+    for (const auto& [call, count] : testing::TakeRuntimeCalls()) {
+      EXPECT_TRUE(call == "cudaMemcpy2DAsync" || call == "cudaMemsetAsync" ||
+                  call == "cudaGetDevice")
+          << count << " " << call;
+    }
+    SEMKV_ASSERT_OK(semkv_run_layer(plans.second, 0, nullptr, &args));
+    for (const auto& [call, count] : testing::TakeRuntimeCalls()) {
+      EXPECT_TRUE(call == "launch" || call == "cudaGetDevice") << count << " " << call;
+    }
+  }
+}
+
+TEST_F(DeviceContextTest, AllMemoryIsGivenBack) {
+  if (!kIsEmulated) GTEST_SKIP() << "calls are counted by the emulated runtime";
+  testing::TakeRuntimeCalls();
+  {
+    TwoContexts contexts(DeviceContextShape{});
+    const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+    contexts.Append(sequence, 200, {30});
+    contexts.Index(sequence);
+    contexts.Append(sequence, 1);
+    contexts.StepAndCompare({sequence, contexts.Fork(sequence)}, 96);
+  }
+  testing::RuntimeCalls calls = testing::TakeRuntimeCalls();
+  EXPECT_GT(calls["cudaMallocAsync"], 3);
+  EXPECT_EQ(calls["cudaMallocAsync"], calls["cudaFreeAsync"]);
+  EXPECT_EQ(calls["cudaHostAlloc"], calls["cudaFreeHost"]);
+  EXPECT_EQ(calls["cudaEventCreateWithFlags"], calls["cudaEventDestroy"]);
+}
+
+// What is refused leaves everything as it was.
+TEST_F(DeviceContextTest, RefusesByNameWhatItDoesNotServe) {
+  semkv_options o;
+  semkv_options_init(&o);
+  EXPECT_EQ(o.device, -1);
+  o.num_layers = 1;
+  o.num_heads = o.num_kv_heads = 2;
+  o.head_dim = 64;
+  o.num_pages = 16;
+  o.max_sequence_tokens = 256;
+  o.device = 0;
+  semkv_context* context = nullptr;
+  const auto error = [] { return std::string(semkv_last_error()); };
+  EXPECT_EQ(semkv_context_create(&o, &context), SEMKV_UNIMPLEMENTED);
+  EXPECT_NE(error().find("options.kv_dtype is 0"), std::string::npos) << error();
+  o.kv_dtype = SEMKV_DTYPE_F16;
+  o.query_window = 32;
+  EXPECT_EQ(semkv_context_create(&o, &context), SEMKV_UNIMPLEMENTED);
+  EXPECT_NE(error().find("options.query_window is 32"), std::string::npos) << error();
+  o.query_window = 0;
+  o.device = 77;
+  EXPECT_EQ(semkv_context_create(&o, &context), SEMKV_INVALID_ARGUMENT);
+  EXPECT_NE(error().find("options.device is 77"), std::string::npos) << error();
+  o.device = 0;
+  SEMKV_ASSERT_OK(semkv_context_create(&o, &context));
+  semkv_sequence sequence = 0;
+  SEMKV_ASSERT_OK(semkv_sequence_create(context, 0, &sequence));
+  for (const auto& [field, name] :
+       {std::pair{&semkv_policy::mean_query, "policy.mean_query"},
+        std::pair{&semkv_policy::estimate_rest, "policy.estimate_rest"}}) {
+    semkv_policy policy = Policy(SEMKV_POLICY_CLUSTER, 128);
+    policy.*field = 1;
+    EXPECT_EQ(semkv_sequence_set_policy(context, sequence, &policy), SEMKV_UNIMPLEMENTED);
+    EXPECT_NE(error().find(name), std::string::npos) << error();
+  }
+  SEMKV_ASSERT_OK(semkv_sequence_append(context, sequence, 4, nullptr, nullptr));
+  semkv_plan* plan = nullptr;
+  SEMKV_ASSERT_OK(semkv_plan_create(context, 2, 64, &plan));
+  uint64_t key = 0;
+  EXPECT_EQ(semkv_plan_graph_key(plan, &key), SEMKV_FAILED_PRECONDITION);
+  const int32_t two = 2;
+  EXPECT_EQ(semkv_plan_step(plan, 1, &sequence, &two), SEMKV_UNIMPLEMENTED);
+  EXPECT_NE(error().find("row 0 has 2 queries"), std::string::npos) << error();
+  std::vector<uint8_t> memory(64);
+  EXPECT_EQ(semkv_plan_bind(plan, memory.data(), memory.size()), SEMKV_UNIMPLEMENTED);
+  SEMKV_ASSERT_OK(semkv_plan_step(plan, 1, &sequence, nullptr));
+  SEMKV_ASSERT_OK(semkv_plan_graph_key(plan, &key));
+  testing::DeviceCopy q(memory), out(memory);
+  semkv_attend_args args = {};
+  args.struct_size = sizeof(args);
+  args.dtype = SEMKV_DTYPE_BF16;
+  args.q = q.data();
+  args.out = out.data();
+  EXPECT_EQ(semkv_attend(plan, 0, &args), SEMKV_INVALID_ARGUMENT);
+  EXPECT_NE(error().find("position pool is not that of q"), std::string::npos) << error();
+  semkv_plan_destroy(plan);
+  semkv_context_destroy(context);
+}
+
+}  // namespace
+}  // namespace semkv
