@@ -391,6 +391,71 @@ TEST_F(DeviceContextTest, AllMemoryIsGivenBack) {
   EXPECT_EQ(calls["cudaEventCreateWithFlags"], calls["cudaEventDestroy"]);
 }
 
+// Every allocation of a life fails once. The call that needed it says so, and succeeds afterwards.
+TEST_F(DeviceContextTest, AnyAllocationMayFail) {
+  if (!kIsEmulated) GTEST_SKIP() << "the emulated runtime fails them";
+  int num_failures = 0;
+  for (int which = 1;; ++which) {
+    SCOPED_TRACE("allocation " + std::to_string(which));
+    TwoContexts contexts(DeviceContextShape{});
+    const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+    contexts.Append(sequence, 200, {30});
+    testing::FailAllocation(which);
+    const int before = num_failures;
+    const auto attempt = [&](auto call) {
+      const int status = call();
+      if (status == SEMKV_OK) return;
+      ++num_failures;
+      EXPECT_EQ(status, SEMKV_RESOURCE_EXHAUSTED) << semkv_last_error();
+      EXPECT_EQ(call(), SEMKV_OK) << semkv_last_error();
+    };
+    semkv_plan* plan = nullptr;
+    semkv_sequence fork = 0;
+    attempt([&] { return semkv_plan_create(contexts.device(), 2, 96, &plan); });
+    attempt([&] { return semkv_index(contexts.device(), sequence); });
+    attempt([&] { return semkv_sequence_fork(contexts.device(), sequence, &fork); });
+    const semkv_sequence rows[] = {sequence, fork};
+    attempt([&] { return semkv_plan_step(plan, 2, rows, nullptr); });
+    testing::FailAllocation(0);
+    semkv_plan_destroy(plan);
+    SEMKV_ASSERT_OK(semkv_index(contexts.host(), sequence));
+    SEMKV_ASSERT_OK(semkv_sequence_release(contexts.device(), fork));
+    contexts.StepAndCompare({sequence}, 96);
+    if (HasFailure()) return;
+    if (num_failures == before) break;
+  }
+  EXPECT_GT(num_failures, 5);
+}
+
+TEST_F(DeviceContextTest, AContextThatFindsNoMemoryLeavesNone) {
+  if (!kIsEmulated) GTEST_SKIP() << "the emulated runtime fails allocations";
+  semkv_options o;
+  semkv_options_init(&o);
+  o.num_layers = 1;
+  o.num_heads = o.num_kv_heads = 2;
+  o.head_dim = 64;
+  o.num_pages = 16;
+  o.max_sequence_tokens = 256;
+  o.kv_dtype = SEMKV_DTYPE_F16;
+  o.device = 0;
+  int status = SEMKV_RESOURCE_EXHAUSTED;
+  int which = 0;
+  while (status == SEMKV_RESOURCE_EXHAUSTED) {
+    testing::TakeRuntimeCalls();
+    testing::FailAllocation(++which);
+    semkv_context* context = nullptr;
+    status = semkv_context_create(&o, &context);
+    testing::FailAllocation(0);
+    semkv_context_destroy(context);
+    testing::RuntimeCalls calls = testing::TakeRuntimeCalls();
+    EXPECT_EQ(calls["cudaEventCreateWithFlags"], calls["cudaEventDestroy"]);
+    EXPECT_EQ(calls["cudaMallocAsync"] - (status != SEMKV_OK && calls["cudaMallocAsync"] > 0),
+              calls["cudaFreeAsync"]);
+  }
+  EXPECT_EQ(status, SEMKV_OK) << semkv_last_error();
+  EXPECT_EQ(which, 3);  // pinned memory, the pool, and then none
+}
+
 // What is refused leaves everything as it was.
 TEST_F(DeviceContextTest, RefusesByNameWhatItDoesNotServe) {
   semkv_options o;

@@ -24,10 +24,12 @@ using RuntimeCalls = std::map<std::string, int64_t>;
 constexpr bool kIsEmulated = true;
 inline RuntimeCalls TakeRuntimeCalls() { return simt::TakeRuntimeCalls(); }
 inline void SetLazyStreams(bool lazy) { simt::SetLazyStreams(lazy); }
+inline void FailAllocation(int which) { simt::FailAllocation(which); }
 #else
 constexpr bool kIsEmulated = false;
 inline RuntimeCalls TakeRuntimeCalls() { return {}; }
 inline void SetLazyStreams(bool) {}
+inline void FailAllocation(int) {}
 #endif
 
 // While it lives an emulated stream does nothing before something waits for it, as a GPU may.

@@ -208,6 +208,8 @@ std::map<std::string, int64_t> TakeRuntimeCalls() { return TheDevice().TakeCalls
 
 void SetRuntimeSeed(uint64_t seed) { TheDevice().SetSeed(seed); }
 
+void FailAllocation(int which) { TheDevice().memory().FailAllocation(which); }
+
 void SetLazyStreams(bool lazy) { TheDevice().streams().set_lazy(lazy); }
 
 int LaunchOnDevice(const LaunchShape& shape, CUstream_st* stream, void (*function)(void*),

@@ -16,8 +16,10 @@ enum class Owner { kNobody, kDevice, kPinned, kPageable };
 
 class CudaMemory {
  public:
-  // Filled with 0xff bytes: fresh memory holds no zeros on a GPU either. Null when there is none.
+  // Filled with 0xff bytes: fresh memory holds no zeros on a GPU either. Null when there is none,
+  // or FailAllocation asked for that.
   void* Allocate(size_t bytes, Owner owner);
+  void FailAllocation(int which) { failing_ = which; }
   // Whether cudaFree (kDevice) or cudaFreeHost (kPinned) may be called with `data`.
   bool CanFree(const void* data, Owner owner) const;
   // Nothing else ever gets the address, so that whoever still uses it is found out.
@@ -54,6 +56,7 @@ class CudaMemory {
   void Protect(int protection);
 
   Allocations allocations_;
+  int failing_ = 0;
 };
 
 }  // namespace semkv::simt

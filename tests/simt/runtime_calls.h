@@ -18,6 +18,9 @@ std::map<std::string, int64_t> TakeRuntimeCalls();
 // draw theirs from it too.
 void SetRuntimeSeed(uint64_t seed);
 
+// The `which`-th allocation of device or pinned memory from now on finds none; 0: none does.
+void FailAllocation(int which);
+
 // Lazy: what is enqueued on a stream runs when something waits for it, and not before, so that a
 // program which forgets to wait, or to order its streams, computes something else. Who waits: the
 // host in the runtime's synchronising calls and copies, and other streams' work that comes behind
