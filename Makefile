@@ -67,8 +67,12 @@ gpu-check:
 	@test -d build/gpu || $(MAKE) gpu-build
 	python3 tools/gpu_check.py build/gpu docs/results
 
-# Long random runs, and everything under ThreadSanitizer: too long for every commit.
+# Long random runs, everything under ThreadSanitizer, and the kernels for the other GPU generation:
+# too long for every commit.
 soak: tsan asan venv-vllm
+	cmake --preset release -B build/sm80 -DSEMKV_CUDA_ARCHITECTURES=80 -DSEMKV_BUILD_TESTS=OFF \
+	  -DSEMKV_BUILD_BENCHMARKS=OFF -DSEMKV_BUILD_TOOLS=OFF
+	cmake --build build/sm80 -j $(JOBS)
 	SEMKV_SOAK=20 ctest --preset asan
 	SEMKV_SOAK=5 ctest --preset tsan
 	SEMKV_SOAK=10 $(VENV_VLLM)/bin/python -m pytest -q -rs tests/integration/vllm/test_{schedules,memory}.py

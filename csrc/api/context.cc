@@ -214,8 +214,8 @@ KeySource Context::MakeKeySource(semkv_sequence sequence) {
   return source;
 }
 
-absl::Status Context::FinishLists(absl::Status built, IndexedSequence* state) {
-  if (device_ == nullptr) return built;
+absl::Status Context::FinishLists(absl::Status built, bool changed, IndexedSequence* state) {
+  if (device_ == nullptr || !changed) return built;
   if (built.ok()) built = state->index.MirrorTail(device_.get());
   if (!built.ok()) state->index = SequenceIndex(state->index.recipe());
   state->index_version = ++last_index_version_;
@@ -246,8 +246,9 @@ absl::Status Context::Index(semkv_sequence sequence) {
   }
   SequenceIndex::Progress progress;
   const int32_t before = state->index.num_segments();
-  SEMKV_RETURN_IF_ERROR(FinishLists(
-      state->index.Index(source, state->num_tokens, closes_scratch_.data(), &progress), state));
+  const absl::Status built =
+      state->index.Index(source, state->num_tokens, closes_scratch_.data(), &progress);
+  SEMKV_RETURN_IF_ERROR(FinishLists(built, progress.changed, state));
   StartOpenSentence(state);
   AddIndexEvents(sequence, *state, progress, before);
   return MarkWritten(sequence, state);
@@ -263,10 +264,10 @@ absl::Status Context::Observe(semkv_sequence sequence) {
         cuts ? static_cast<int32_t>(state->closes.size()) : state->num_tokens;
     SequenceIndex::Progress progress;
     const int32_t before = state->index.num_segments();
-    SEMKV_RETURN_IF_ERROR(FinishLists(
+    const absl::Status built =
         state->index.Observe(MakeKeySource(sequence), state->num_tokens,
-                             cuts ? state->closes.data() : nullptr, num_closes, &progress),
-        state));
+                             cuts ? state->closes.data() : nullptr, num_closes, &progress);
+    SEMKV_RETURN_IF_ERROR(FinishLists(built, progress.changed, state));
     AddIndexEvents(sequence, *state, progress, before);
   }
   return MarkWritten(sequence, state);

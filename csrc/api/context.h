@@ -110,9 +110,9 @@ class Context {
   absl::Status AllocateOnDevice(KvStorage* storage);
   // The last page of a sequence, which it shared, in every layer.
   absl::Status CopyOnDevice(const PageCopy& copy);
-  // What the device has of a sequence's lists, after `built` of them. If that failed the sequence
-  // has none any more: host and device would not agree.
-  absl::Status FinishLists(absl::Status built, IndexedSequence* state);
+  // The device's copy of a sequence's lists, after some were `built`, if any `changed`. If that
+  // failed the sequence has no lists any more: host and device would not agree.
+  absl::Status FinishLists(absl::Status built, bool changed, IndexedSequence* state);
   // Can the context serve what the policy asks of it?
   absl::Status CheckPolicy(const semkv_policy& policy) const;
   void StartOpenSentence(IndexedSequence* state) const;

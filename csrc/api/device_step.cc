@@ -24,8 +24,6 @@ absl::StatusOr<std::unique_ptr<DeviceStep>> DeviceStep::Create(Context* context,
                                                                int32_t max_budget) {
   std::unique_ptr<DeviceStep> step(new DeviceStep(context, max_rows, max_budget));
   const semkv_options& o = context->options();
-  step->row_scratch_.resize(max_rows * sizeof(RetrievalRow) +
-                            int64_t{o.num_layers + 1} * max_rows * sizeof(int32_t));
   // Two partitions of every segment, and the tail's.
   const int32_t segments = CeilDiv(o.max_sequence_tokens, kDefaultSegmentTokens) + 1;
   constexpr int32_t kLeastLists = 1024;
@@ -150,10 +148,12 @@ absl::Status DeviceStep::UploadPages(int32_t r, absl::Span<const int32_t> pages)
   std::vector<int32_t>& known = known_[r].pages;
   const auto differing = std::mismatch(pages.begin(), pages.end(), known.begin(), known.end());
   const int64_t same = differing.first - pages.begin();
-  known.assign(pages.begin(), pages.end());
   const int64_t bytes = (static_cast<int64_t>(pages.size()) - same) * sizeof(int32_t);
-  return device_->Upload(arrays_.block_tables + int64_t{r} * context_->max_pages() + same,
-                         pages.data() + same, Flat(bytes));
+  SEMKV_RETURN_IF_ERROR(
+      device_->Upload(arrays_.block_tables + int64_t{r} * context_->max_pages() + same,
+                      pages.data() + same, Flat(bytes)));
+  known.assign(pages.begin(), pages.end());
+  return absl::OkStatus();
 }
 
 absl::Status DeviceStep::UploadViews(int32_t r, const Row& row) {

@@ -182,6 +182,7 @@ absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const
   if (recipe_.keeps_tokens && prompt_end_ == 0) {
     progress->first_token = prompt_end_ = length;
   }
+  progress->changed = true;
   SEMKV_RETURN_IF_ERROR(Seal(source, length, closes, progress));
   ResetTail(source, std::max(length, recipe_.num_sinks));
   return absl::OkStatus();
@@ -228,6 +229,7 @@ absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, con
     const int32_t full = tail_.start + recipe_.segment_tokens;
     SEMKV_RETURN_IF_ERROR(Fold(source, std::min(length, full), closes, num_closes, progress));
     if (length < full || num_closes < full) return absl::OkStatus();
+    progress->changed = true;
     SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
     ResetTail(source, full);
     ++progress->repartitions;
@@ -262,6 +264,7 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   }
   const int32_t num_windows = recipe_.clusters ? (end - tail_.window_end) / kWindowTokens : 0;
   if (pages.size() == 1 && sentences.size() == 1 && num_windows == 0) return absl::OkStatus();
+  progress->changed = true;
 
   int32_t first = end;
   if (pages.size() > 1) first = std::min(first, tail_.page_end);

@@ -349,7 +349,8 @@ TEST_F(DeviceContextTest, OneGraphServesGrowingLengths) {
 TEST_F(DeviceContextTest, AStepAllocatesNothingAndWaitsForNothing) {
   if (!kIsEmulated) GTEST_SKIP() << "calls are counted by the emulated runtime";
   TwoContexts contexts(DeviceContextShape{});
-  const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+  // Without sentences, which may close at any token.
+  const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_CLUSTER, 96));
   contexts.Append(sequence, 200);
   contexts.Index(sequence);
   const auto plans = contexts.Plans(1, 96);
@@ -357,7 +358,7 @@ TEST_F(DeviceContextTest, AStepAllocatesNothingAndWaitsForNothing) {
   semkv_attend_args args = contexts.AttendArgs();
   args.q = q.data();
   args.out = out.data();
-  for (int32_t i = 0; i < 3; ++i) {
+  for (int32_t i = 0; i < 6; ++i) {
     contexts.Append(sequence, 1);
     testing::TakeRuntimeCalls();
     SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
@@ -370,6 +371,10 @@ TEST_F(DeviceContextTest, AStepAllocatesNothingAndWaitsForNothing) {
     for (const auto& [call, count] : testing::TakeRuntimeCalls()) {
       EXPECT_TRUE(call == "launch" || call == "cudaGetDevice") << count << " " << call;
     }
+    // Nothing is folded between two steps: the next one sends lengths alone.
+    SEMKV_ASSERT_OK(semkv_observe(contexts.device(), sequence));
+    SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
+    EXPECT_EQ(testing::TakeRuntimeCalls()["cudaMemcpy2DAsync"], 1);
   }
 }
 
