@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Dense decode attention of torch and, where it can be imported, FlashInfer, on the shapes of
-semkv_bench_cuda: one row of Llama-3-8B's layer, bfloat16, layers rotated so that no cache holds
+semkv_bench --gpu: one row of Llama-3-8B's layer, bfloat16, layers rotated so that no cache holds
 them, CUDA graphs. Says in a line what is not there."""
 import statistics
 

@@ -1,6 +1,7 @@
-// Every host micro-benchmark of semkv, by name and shape; `semkv_bench --help` lists the filters.
-// Ratios are taken in one run, against a plain read of the same bytes (plain_read.h):
-// `semkv_bench --ratios [part of a name]` prints their table and fails if one misses its goal.
+// Every micro-benchmark of semkv: the host's by name and shape (`semkv_bench --help` lists the
+// filters), the GPU's with --gpu (cuda/cuda_bench.h). Ratios are taken in one run, against a plain
+// read of the same bytes (plain_read.h): `semkv_bench --ratios [part of a name]` prints their table
+// and fails if one misses its goal.
 
 #include <benchmark/benchmark.h>
 
@@ -8,6 +9,9 @@
 #include <string>
 #include <vector>
 
+#ifdef SEMKV_BENCH_CUDA
+#include "benchmarks/cuda/cuda_bench.h"
+#endif
 #include "benchmarks/ratios.h"
 
 namespace {
@@ -38,6 +42,11 @@ int main(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "--ratios") == 0) {
     return semkv::PrintRatios(argc > 2 ? argv[2] : "") == 0 ? 0 : 1;
   }
+#ifdef SEMKV_BENCH_CUDA
+  if (argc > 1 && std::strcmp(argv[1], "--gpu") == 0) {
+    return semkv::RunCudaBenchmarks(argc - 2, argv + 2);
+  }
+#endif
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   RegisterTimes();

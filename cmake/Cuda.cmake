@@ -29,6 +29,8 @@ elseif(SEMKV_NVCC)
   target_include_directories(semkv_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include
                                         PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   semkv_cuda_options(semkv_cuda)
+  # Launchers ask the operations' host code whether it serves what they are asked.
+  target_link_libraries(semkv_cuda INTERFACE semkv_ops)
   # For the tests of tests/cuda: -v and the launcher keep what ptxas says about registers and memory,
   # and machine code that is not compressed can be read.
   target_compile_options(semkv_cuda PRIVATE -Xptxas=-v -no-compress)

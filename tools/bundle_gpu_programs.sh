@@ -7,11 +7,11 @@ build=$1 folder=$2
 
 rm -rf "$folder"
 mkdir -p "$folder/lib"
-cp "$build"/tests/cuda/*_cuda_test "$build/semkv_bench_cuda" "$folder"
+cp "$build"/tests/cuda/*_cuda_test "$build/semkv_bench" "$folder"
 cp tools/gpu_check.py benchmarks/gpu_peers.py "$folder"
-strip "$folder"/*_cuda_test "$folder/semkv_bench_cuda"
+strip "$folder"/*_cuda_test "$folder/semkv_bench"
 # All but the C library's own, which every machine has.
-ldd "$folder"/*_cuda_test "$folder/semkv_bench_cuda" | awk '$2 == "=>" {print $3}' | sort -u |
+ldd "$folder"/*_cuda_test "$folder/semkv_bench" | awk '$2 == "=>" {print $3}' | sort -u |
   grep -vE '/(libc|libm|libpthread|libdl|librt)\.so' | xargs -I{} cp -L {} "$folder/lib"
 # OpenBLAS, which FAISS asks for, is 36 MB of code for many processors that packs well.
 tar -C "$folder/lib" -cJf "$folder/lib.tar.xz" . && rm -r "$folder/lib"

@@ -84,8 +84,8 @@ def run_sanitizers(folder, results):
 
 def run_benchmark(folder, results):
     path = folder / "bench.json"
-    verdict, seconds, output = run([folder / "semkv_bench_cuda", "--json", path], BENCH_SECONDS)
-    print(output, f"semkv_bench_cuda: {verdict}, {seconds:.0f} s", flush=True)
+    verdict, seconds, output = run([folder / "semkv_bench", "--gpu", "--json", path], BENCH_SECONDS)
+    print(output, f"semkv_bench --gpu: {verdict}, {seconds:.0f} s", flush=True)
     results["benchmark"] = json.loads(path.read_text()) if path.exists() else {}
     results["benchmark_verdict"] = verdict
     verdict, _, output = run([sys.executable, folder / "gpu_peers.py"], BENCH_SECONDS)

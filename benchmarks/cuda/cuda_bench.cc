@@ -1,10 +1,4 @@
-// The CUDA kernels' times beside the least time in which this GPU moves what they must move:
-//
-//   semkv_bench_cuda [--filter part of a name] [--json FILE]
-//
-// A time is that of one layer's launch within a CUDA graph of many layers' launches, so it has the
-// step from kernel to kernel in it (1 to 2 us); each layer has memory of its own, together more
-// than caches hold. `floor` is bytes over the rate of a copy measured in the same run.
+#include "benchmarks/cuda/cuda_bench.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -75,7 +69,7 @@ int Run(const std::string& filter, const std::string& json_path) {
   Rates rates;
   if (const cudaError_t error = MeasureYardsticks(&rates.memory_gbs, &rates.bus_gbs);
       error != cudaSuccess) {
-    std::fprintf(stderr, "semkv_bench_cuda: %s\n", cudaGetErrorString(error));
+    std::fprintf(stderr, "semkv_bench --gpu: %s\n", cudaGetErrorString(error));
     return 1;
   }
   std::printf("copy: %.0f GB/s within the GPU (read and written), %.1f GB/s from the host\n",
@@ -94,19 +88,20 @@ int Run(const std::string& filter, const std::string& json_path) {
 }
 
 }  // namespace
-}  // namespace semkv
 
-int main(int argc, char** argv) {
+int RunCudaBenchmarks(int argc, char** argv) {
   std::string filter, json_path;
-  for (int i = 1; i < argc; i += 2) {
+  for (int i = 0; i < argc; i += 2) {
     if (i + 1 < argc && std::strcmp(argv[i], "--filter") == 0) {
       filter = argv[i + 1];
     } else if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
       json_path = argv[i + 1];
     } else {
-      std::fprintf(stderr, "usage: %s [--filter PART_OF_A_NAME] [--json FILE]\n", argv[0]);
+      std::fprintf(stderr, "usage: semkv_bench --gpu [--filter PART_OF_A_NAME] [--json FILE]\n");
       return 2;
     }
   }
-  return semkv::Run(filter, json_path);
+  return Run(filter, json_path);
 }
+
+}  // namespace semkv
