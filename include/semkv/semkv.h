@@ -50,9 +50,9 @@
  *   - A captured graph holds the launches of one step. Before each replay call semkv_plan_step, not
  *     in the capture: lengths, pages and lists of the step are what it copies. A graph may be
  *     replayed as long as semkv_plan_graph_key is what it was when the graph was captured.
- *   - semkv_index, semkv_observe (when a list is complete, at most every 16 tokens) and
- *     semkv_select_result wait for the context's stream: lists are built on the host, from keys that
- *     are read back. The other calls wait for nothing.
+ *   - semkv_index, semkv_observe (when a list is complete: a sentence, 16 tokens, a window of 320)
+ *     and semkv_select_result wait for the context's stream: lists are built on the host, from keys
+ *     that are read back. The other calls wait for nothing.
  *   - Slots in device memory are not checked: a slot beyond the pool writes wherever it points.
  *   - kv_dtype is F16 or BF16, q and out have the same; rows have one query each (prefill is the
  *     engine's: write its keys and values, then semkv_index), all sparse rows of a step the same

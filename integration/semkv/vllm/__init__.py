@@ -29,8 +29,8 @@ def register():
         logger.warning_once("semkv: tested with vLLM %s, this is %s; it is used if its attention "
                             "classes look the same", ", ".join(TESTED), vllm.__version__)
     if not current_platform.is_cpu():
-        # gpu_backend.py is what a GPU will get, once there are kernels that can read its memory.
-        _off = ("semkv has no device kernels yet, so only vLLM's CPU backend is served; this is "
+        # gpu_backend.py is what a GPU will get, once the kernels have run on one.
+        _off = ("semkv has not been run on a GPU yet, so only vLLM's CPU backend is served; this is "
                 f"{current_platform.device_name}")
     else:
         try:

@@ -1,8 +1,8 @@
 """vLLM's attention for GPUs with sparse decode rows, to be registered as its CUSTOM backend: the stock
 backend, writer and layout stay; semkv reads the stock KV cache where it is (borrowed.py).
 
-Not registered yet (semkv.vllm.register): semkv has no device kernels, and the cache of an engine on
-a GPU is device memory. What is here runs on CPU tensors in the layouts of GPUs.
+Not registered yet (semkv.vllm.register): the cache of an engine on a GPU is device memory, and semkv's
+contexts there have not run on a GPU. What is here runs on CPU tensors in the layouts of GPUs.
 
 Source of the seam: vLLM's AttentionBackend, Impl and MetadataBuilder classes (0.32).
 """

@@ -381,6 +381,6 @@ def test_a_gpu_changes_nothing_and_says_why(monkeypatch):
     monkeypatch.setattr(semkv.vllm, "_off", None)
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
     semkv.vllm.register()
-    assert "off, semkv has no device kernels yet" in semkv.vllm.explain()
+    assert "off, semkv has not been run on a GPU yet" in semkv.vllm.explain()
     assert AttentionBackendEnum.CPU_ATTN.get_path() == stock
     assert not AttentionBackendEnum.CUSTOM.is_overridden()
