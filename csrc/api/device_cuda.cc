@@ -127,7 +127,7 @@ absl::Status CudaDevice::Open() {
 
 absl::Status CudaDevice::SetStream(void* stream) {
   const ScopedDevice scope(ordinal_);
-  const cudaStream_t next = static_cast<cudaStream_t>(stream);
+  cudaStream_t next = static_cast<cudaStream_t>(stream);
   if (next == stream_) return absl::OkStatus();
   cudaError_t error = ring_.EndPiece(stream_);
   if (error == cudaSuccess) error = cudaEventRecord(handover_, stream_);

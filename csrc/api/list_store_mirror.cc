@@ -84,7 +84,7 @@ absl::Status ListStore::Mirror(Device* device) {
   absl::Status status = copy(to.centroids, from.centroids, centroid_bytes());
   status.Update(copy(to.scales, from.scales, 4));
   status.Update(copy(to.variances, from.variances, 4));
-  status.Update(copy(to.value_means, from.value_means, 2 * shape_.head_dim));
+  status.Update(copy(to.value_means, from.value_means, int64_t{2} * shape_.head_dim));
   if (shape_.ranges) {
     const int32_t known = copy_.num_offsets, all = static_cast<int32_t>(offsets_.size());
     const int64_t bytes = int64_t{2} * (all - known);

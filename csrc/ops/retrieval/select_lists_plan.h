@@ -71,9 +71,9 @@ inline SelectLayout LayOutSelectShared(const SelectListsPlan& plan) {
   SelectLayout s = {};
   s.taken = take(CeilDiv<int64_t>(plan.max_row_tokens, 32) * 4);
   s.views = take((int64_t{plan.max_views} + 1) * int64_t{sizeof(SelectView)});
-  s.scratch = take(kSelectMarks * 4);
-  s.candidates = take(kSelectWindow * 8);
-  s.owners = take(kSelectWindow * 2);
+  s.scratch = take(int64_t{kSelectMarks} * 4);
+  s.candidates = take(int64_t{kSelectWindow} * 8);
+  s.owners = take(int64_t{kSelectWindow} * 2);
   s.lists = take(plan.lists_in_shared ? int64_t{plan.max_lists} * 8 : 0);
   s.bytes = take(0);
   return s;

@@ -116,8 +116,8 @@ def rows_of(kv_cache, dims, geometry):
     """
     block_tokens, num_kv_heads, head_dim, dtype = geometry
     if kv_cache.device.type != "cpu":
-        raise LayoutError(f"the KV cache is on {kv_cache.device}, must be on cpu: semkv has no "
-                          "device kernels yet")
+        raise LayoutError(f"the KV cache is on {kv_cache.device}, must be on cpu: the plugin "
+                          "makes no contexts in device memory yet")
     if kv_cache.dtype != dtype:
         raise LayoutError(f"the KV cache is of {kv_cache.dtype}, must be of {dtype}")
     channels = head_dim * (2 if dims.kv is None else 1)
