@@ -123,6 +123,7 @@ static void TestMeta(void) {
   EXPECT(strcmp(semkv_status_name(SEMKV_RESOURCE_EXHAUSTED), "RESOURCE_EXHAUSTED") == 0);
   EXPECT(strcmp(semkv_status_name(-77), "UNKNOWN") == 0);
   EXPECT(semkv_supports("host") == 1);
+  EXPECT(semkv_supports("cuda") == 0 || semkv_supports("cuda") == 1);
   EXPECT(semkv_supports("head_dim:128") == 1);
   EXPECT(semkv_supports("head_dim:100") == 0);
   EXPECT(semkv_supports("dtype:bf16") == 1);
@@ -163,6 +164,11 @@ static void TestCreationRefusals(void) {
   options = GoodOptions();
   options.max_sequence_tokens = kPages * kPageTokens + 1;
   EXPECT_FAILS(semkv_context_create(&options, &context), SEMKV_INVALID_ARGUMENT, "1025");
+  /* No library has a thousand GPUs, this one perhaps none: what is missing is said. */
+  options = GoodOptions();
+  options.device = 1000;
+  EXPECT(semkv_context_create(&options, &context) != SEMKV_OK);
+  EXPECT(strstr(semkv_last_error(), "options.device") != NULL);
   EXPECT(context == NULL);
   semkv_context_destroy(NULL);
   semkv_plan_destroy(NULL);
@@ -234,6 +240,9 @@ static void SparseStep(semkv_context* context, semkv_plan* plan, semkv_sequence 
   float out[kHeads * kDim], lse[kHeads], dense_lse[kHeads], dense_out[kHeads * kDim];
   EXPECT_OK(semkv_sequence_append(context, sequence, 1, model.ids + t, &slot));
   EXPECT_OK(semkv_plan_step(plan, 1, &sequence, NULL));
+  uint64_t key = 1;
+  EXPECT_OK(semkv_plan_graph_key(plan, &key));
+  EXPECT(key == 0); /* the host has no graphs */
   for (int layer = 0; layer < kLayers; ++layer) {
     const int32_t* positions[kKvHeads];
     int32_t counts[kKvHeads];
@@ -299,6 +308,11 @@ static void TestLife(void) {
   EXPECT_FAILS(semkv_plan_create(context, 0, 64, &plan), SEMKV_INVALID_ARGUMENT, "max_rows");
   EXPECT_FAILS(semkv_plan_create(context, 1, 0, &plan), SEMKV_INVALID_ARGUMENT, "max_budget");
   EXPECT_OK(semkv_plan_create(context, 2, 256, &plan));
+  uint64_t key = 1;
+  EXPECT_FAILS(semkv_plan_graph_key(plan, &key), SEMKV_FAILED_PRECONDITION, "no rows");
+  EXPECT_FAILS(semkv_plan_graph_key(plan, NULL), SEMKV_INVALID_ARGUMENT, "key is null");
+  EXPECT_OK(semkv_set_stream(context, NULL));
+  EXPECT_FAILS(semkv_set_stream(NULL, NULL), SEMKV_INVALID_ARGUMENT, "context is null");
   EXPECT_OK(semkv_plan_workspace(plan, &workspace_bytes));
   void* workspace = aligned_alloc(64, (workspace_bytes + 63) / 64 * 64);
   EXPECT_FAILS(semkv_plan_bind(plan, workspace, workspace_bytes - 1), SEMKV_INVALID_ARGUMENT,
