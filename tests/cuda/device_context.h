@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -90,6 +91,14 @@ class TwoContexts {
   const DeviceContextShape& shape() const { return shape_; }
   // Whether Append writes keys and values to the device too, or leaves that to the test.
   void set_writes_device(bool writes) { writes_device_ = writes; }
+
+  // The context's stream, on which steps run too. Outlives its use here.
+  void SetStream(cudaStream_t stream) {
+    stream_ = stream;
+    SEMKV_EXPECT_OK(semkv_set_stream(device_, stream));
+  }
+  // Append writes to the device on this stream, and nobody waits for it.
+  void set_producer(cudaStream_t stream) { producer_ = stream; }
 
   // Sequences have the same ids in both.
   semkv_sequence NewSequence(const semkv_policy& policy) {
@@ -185,6 +194,7 @@ class TwoContexts {
     semkv_attend_args args = {};
     args.struct_size = sizeof(args);
     args.dtype = shape_.kv_dtype;
+    args.stream = stream_;
     return args;
   }
 
@@ -208,6 +218,13 @@ class TwoContexts {
   static constexpr int32_t kTopics = 16;
   // Keys and values of a token in every layer, [num_layers, 2, token_floats].
   using Token = std::vector<float>;
+
+  struct WriteSources {
+    WriteSources(const std::vector<int32_t>& s, const std::vector<uint8_t>& keys,
+                 const std::vector<uint8_t>& values)
+        : slots(s), k(keys), v(values) {}
+    DeviceCopy slots, k, v;
+  };
 
   Token NewToken(int32_t position, const std::vector<int32_t>& poisoned) {
     const int64_t d = shape_.head_dim;
@@ -250,12 +267,17 @@ class TwoContexts {
     args.v = v_bytes.data();
     SEMKV_ASSERT_OK(semkv_write_kv(host_, layer, &args));
     if (!to_device) return;
-    DeviceCopy device_slots(slots), device_k(k_bytes), device_v(v_bytes);
-    args.slots = static_cast<const int32_t*>(device_slots.data());
-    args.k = device_k.data();
-    args.v = device_v.data();
+    auto sources = std::make_unique<WriteSources>(slots, k_bytes, v_bytes);
+    args.slots = static_cast<const int32_t*>(sources->slots.data());
+    args.k = sources->k.data();
+    args.v = sources->v.data();
+    args.stream = producer_;
     SEMKV_ASSERT_OK(semkv_write_kv(device_, layer, &args));
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    if (producer_ != nullptr) {
+      produced_.push_back(std::move(sources));  // freeing memory waits
+    } else {
+      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    }
   }
 
   // Pools of keys and of values with gaps between pages.
@@ -299,6 +321,8 @@ class TwoContexts {
   semkv_context* host_ = nullptr;
   semkv_context* device_ = nullptr;
   bool writes_device_ = true;
+  cudaStream_t stream_ = nullptr, producer_ = nullptr;
+  std::vector<std::unique_ptr<WriteSources>> produced_;
   std::vector<void*> lent_;
   std::vector<float> topics_;
   std::map<semkv_sequence, std::vector<Token>> tokens_;
@@ -352,6 +376,7 @@ inline void TwoContexts::CompareLayer(const std::vector<semkv_sequence>& rows, i
   args.q = device_q.data();
   args.out = device_out.data();
   SEMKV_ASSERT_OK(semkv_run_layer(plans.second, layer, nullptr, &args));
+  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
   CheckLayer(rows, layer, plans, q, device_out.Read());
 }
 

@@ -193,6 +193,36 @@ TEST_F(DeviceContextTest, AllOfItWithinTheBudgetIsDense) {
   }
 }
 
+// Research check A19: keys come late, on a stream of their own.
+TEST_F(DeviceContextTest, AProducersStreamIsWaitedForByItsEvent) {
+  cudaStream_t producer = nullptr, stream = nullptr;
+  cudaEvent_t written = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&producer, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&written, cudaEventDisableTiming), cudaSuccess);
+  {
+    const testing::LazyStreams lazy;
+    TwoContexts contexts(DeviceContextShape{});
+    contexts.SetStream(stream);
+    contexts.set_producer(producer);
+    const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+    for (int32_t tokens : {200, 1, 1}) {
+      contexts.Append(sequence, tokens);
+      ASSERT_EQ(cudaEventRecord(written, producer), cudaSuccess);
+      ASSERT_EQ(cudaStreamWaitEvent(stream, written, 0), cudaSuccess);
+      if (tokens > 1) {
+        contexts.Index(sequence);
+      } else {
+        contexts.StepAndCompare({sequence}, 96);
+        contexts.Observe(sequence);
+      }
+    }
+  }
+  ASSERT_EQ(cudaEventDestroy(written), cudaSuccess);
+  ASSERT_EQ(cudaStreamDestroy(producer), cudaSuccess);
+  ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+}
+
 TEST_F(DeviceContextTest, OneGraphServesGrowingLengths) {
   TwoContexts contexts(DeviceContextShape{});
   semkv_policy policy = Policy(SEMKV_POLICY_HYBRID, 96);
