@@ -37,10 +37,10 @@
  *
  * DEVICE MEMORY
  *
- * With options.device >= 0 keys, values and lists are in a CUDA device's memory, and so is what these
- * pointers name: semkv_kv_view k, v; semkv_write_args slots, k, v; semkv_attend_args q, out, lse. All
- * else is host memory: ids, slots of semkv_sequence_append, positions of semkv_select_result. A plan's
- * memory is its own (semkv_plan_bind is refused).
+ * With options.device >= 0 keys, values and lists are in a CUDA device's memory, and so is what
+ * these pointers name: semkv_kv_view k, v; semkv_write_args slots, k, v; semkv_attend_args q, out,
+ * lse. All else is host memory: ids, slots of semkv_sequence_append, positions of
+ * semkv_select_result. A plan's memory is its own (semkv_plan_bind is refused).
  *
  *   - semkv_write_kv, semkv_select, semkv_attend and semkv_run_layer enqueue kernels on their
  *     `stream` and return without waiting; they allocate nothing and may be captured in a CUDA
@@ -125,8 +125,8 @@ SEMKV_EXPORT const char* semkv_status_name(int32_t status);
 /* Text of this thread's last failing call; "" if none. Valid until this thread's next failing call.
  */
 SEMKV_EXPORT const char* semkv_last_error(void);
-/* 1 if this build has the feature, else 0: "host", "cuda" (whether there is a GPU or not), "dtype:f32|f16|bf16",
- * "head_dim:64|80|96|128|256", "policy:NAME". Unknown names are 0. */
+/* 1 if this build has the feature, else 0: "host", "cuda" (whether there is a GPU or not),
+ * "dtype:f32|f16|bf16", "head_dim:64|80|96|128|256", "policy:NAME". Unknown names are 0. */
 SEMKV_EXPORT int32_t semkv_supports(const char* feature);
 
 /* ---- policies -------------------------------------------------------------------------------- */
@@ -229,8 +229,8 @@ typedef struct semkv_options {
   int32_t engine_pages; /* 1: the engine chooses the pages and shares prefixes itself: append with
                            semkv_sequence_append_pages, say with semkv_pages_forget when a page gets
                            new content; prefix_sharing counts as 0 */
-  int32_t device;       /* -1 (default): keys, values and lists are in host memory; else the CUDA device
-                           that they are on: see DEVICE MEMORY */
+  int32_t device; /* -1 (default): keys, values and lists are in host memory; else the CUDA device
+                     that they are on: see DEVICE MEMORY */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
@@ -245,8 +245,8 @@ SEMKV_EXPORT void semkv_context_destroy(semkv_context* context);
 SEMKV_EXPORT int semkv_context_reset(semkv_context* context);
 
 /* The stream, a cudaStream_t of options.device, on which the context enqueues what has no stream
- * argument: see DEVICE MEMORY. Default NULL, the legacy default stream. It must live as long as it is
- * set. What the new stream gets runs after what the old one has. On the host: no effect. */
+ * argument: see DEVICE MEMORY. Default NULL, the legacy default stream. It must live as long as it
+ * is set. What the new stream gets runs after what the old one has. On the host: no effect. */
 SEMKV_EXPORT int semkv_set_stream(semkv_context* context, void* stream);
 
 /* One layer of the pool as memory that the engine owns: key of (page, KV head, token) begins at
