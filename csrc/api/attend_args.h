@@ -34,6 +34,17 @@ inline float Scale(const semkv_attend_args& args, const semkv_options& options) 
   return args.scale > 0.0f ? args.scale : 1.0f / std::sqrt(static_cast<float>(options.head_dim));
 }
 
+// What every operation of a step is told alike of a call.
+template <typename Params>
+Params DescribeCall(const semkv_attend_args& args, const semkv_options& options) {
+  Params params;
+  params.q_dtype = static_cast<DType>(args.dtype);
+  params.num_heads = options.num_heads;
+  params.head_dim = options.head_dim;
+  params.scale = Scale(args, options);
+  return params;
+}
+
 template <typename T>
 T* Advance(T* data, int64_t elements, DType dtype) {
   using Byte = std::conditional_t<std::is_const_v<T>, const uint8_t, uint8_t>;

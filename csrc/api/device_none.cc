@@ -7,8 +7,7 @@ namespace semkv {
 bool HasDeviceBackend() { return false; }
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(int32_t) {
-  return absl::UnimplementedError(
-      "options.device: this build has no CUDA backend (nvcc was not found when it was configured)");
+  return absl::UnimplementedError("options.device: this build has no CUDA backend");
 }
 
 }  // namespace semkv

@@ -11,8 +11,6 @@
 namespace semkv {
 namespace {
 
-constexpr int64_t kAlignment = 256;  // bytes
-
 CopyShape Flat(int64_t bytes) { return {bytes, 1, bytes, bytes}; }
 
 }  // namespace
@@ -56,20 +54,9 @@ RetrievePlan DeviceStep::PlanRetrieval(int32_t num_rows) const {
                       o.max_sequence_tokens, bounds_.max_lists, bounds_.max_views);
 }
 
-DeviceStep::Arrays DeviceStep::LayOut(void* memory, size_t* bytes) const {
+DeviceStep::Arrays DeviceStep::LayOut(Workspace* memory) const {
   const semkv_options& o = context_->options();
   const int64_t rows = max_rows_, selections = rows * bounds_.num_selections;
-  int64_t used = 0;
-  const auto take = [&](int64_t count, size_t size) -> void* {
-    const int64_t at = used;
-    used += CeilDiv<int64_t>(count * static_cast<int64_t>(size), kAlignment) * kAlignment;
-    // Null may be added to: only the sum of bytes is asked for then.
-    // NOLINTNEXTLINE(performance-no-int-to-ptr)
-    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(memory) + at);
-  };
-  const auto take_ints = [&](int64_t count) {
-    return static_cast<int32_t*>(take(count, sizeof(int32_t)));
-  };
   Arrays a;
   for (int32_t n = 1; n <= max_rows_; ++n) {
     a.attention_bytes =
@@ -77,35 +64,35 @@ DeviceStep::Arrays DeviceStep::LayOut(void* memory, size_t* bytes) const {
   }
   a.retrieval_bytes = RetrieveCudaWorkspaceBytes(PlanRetrieval(max_rows_));
   // Adjacent, for one copy.
-  a.rows = static_cast<RetrievalRow*>(take(rows, sizeof(RetrievalRow)));
-  a.row_tokens = take_ints((o.num_layers + 1) * rows);
-  a.view_begin = take_ints(selections + 1);
-  a.block_tables = take_ints(rows * context_->max_pages());
-  a.views = static_cast<ListsView*>(
-      take(o.num_layers * selections * bounds_.max_views, sizeof(ListsView)));
-  a.slots = take_ints(selections * max_budget_);
-  a.positions = take_ints(selections * max_budget_);
-  a.counts = take_ints(selections);
-  a.attention = take(static_cast<int64_t>(a.attention_bytes), 1);
-  a.retrieval = take(static_cast<int64_t>(a.retrieval_bytes), 1);
-  *bytes = static_cast<size_t>(used);
+  a.rows = memory->Take<RetrievalRow>(rows);
+  a.row_tokens = memory->Take<int32_t>((o.num_layers + 1) * rows);
+  a.view_begin = memory->Take<int32_t>(selections + 1);
+  a.block_tables = memory->Take<int32_t>(rows * context_->max_pages());
+  a.views = memory->Take<ListsView>(o.num_layers * selections * bounds_.max_views);
+  a.slots = memory->Take<int32_t>(selections * max_budget_);
+  a.positions = memory->Take<int32_t>(selections * max_budget_);
+  a.counts = memory->Take<int32_t>(selections);
+  a.attention = memory->Take<uint8_t>(static_cast<int64_t>(a.attention_bytes));
+  a.retrieval = memory->Take<uint8_t>(static_cast<int64_t>(a.retrieval_bytes));
   return a;
 }
 
 absl::Status DeviceStep::Allocate(const Bounds& bounds) {
   const Bounds before = std::exchange(bounds_, bounds);
-  size_t bytes = 0;
-  LayOut(nullptr, &bytes);
+  Workspace measured;
+  LayOut(&measured);
+  const size_t bytes = Workspace::TotalBytes(measured.used_bytes(), 1);
   absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device_, bytes);
   if (!memory.ok()) {
     bounds_ = before;
     return memory.status();
   }
   memory_ = *std::move(memory);
-  arrays_ = LayOut(memory_.data(), &bytes);
+  Workspace carved(memory_.data(), bytes, /*num_threads=*/1, /*thread=*/0);
+  arrays_ = LayOut(&carved);
   ++num_allocations_;
   num_rows_ = 0;
-  known_.assign(max_rows_, Known());
+  known_.clear();
   std::vector<int32_t> view_begin(int64_t{max_rows_} * bounds_.num_selections + 1);
   for (size_t p = 0; p < view_begin.size(); ++p) {
     view_begin[p] = static_cast<int32_t>(p) * bounds_.max_views;
@@ -114,8 +101,11 @@ absl::Status DeviceStep::Allocate(const Bounds& bounds) {
   const int64_t views = int64_t{context_->options().num_layers} * max_rows_ *
                         bounds_.num_selections * bounds_.max_views;
   SEMKV_RETURN_IF_ERROR(device_->Zero(arrays_.views, views * sizeof(ListsView)));
-  return device_->Upload(arrays_.view_begin, view_begin.data(),
-                         Flat(static_cast<int64_t>(view_begin.size() * sizeof(int32_t))));
+  SEMKV_RETURN_IF_ERROR(
+      device_->Upload(arrays_.view_begin, view_begin.data(),
+                      Flat(static_cast<int64_t>(view_begin.size() * sizeof(int32_t)))));
+  known_.resize(max_rows_);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<DeviceStep::Bounds> DeviceStep::BoundsOf(absl::Span<const Row> rows) const {
@@ -150,11 +140,13 @@ absl::Status DeviceStep::UploadPages(int32_t r, absl::Span<const int32_t> pages)
   std::vector<int32_t>& known = known_[r].pages;
   const auto differing = std::mismatch(pages.begin(), pages.end(), known.begin(), known.end());
   const int64_t same = differing.first - pages.begin();
+  if (same == static_cast<int64_t>(pages.size())) return absl::OkStatus();
   const int64_t bytes = (static_cast<int64_t>(pages.size()) - same) * sizeof(int32_t);
   SEMKV_RETURN_IF_ERROR(
       device_->Upload(arrays_.block_tables + int64_t{r} * context_->max_pages() + same,
                       pages.data() + same, Flat(bytes)));
-  known.assign(pages.begin(), pages.end());
+  known.resize(same);
+  known.insert(known.end(), pages.begin() + same, pages.end());
   return absl::OkStatus();
 }
 
@@ -206,8 +198,10 @@ absl::Status DeviceStep::UploadRows(absl::Span<const Row> rows) {
 
 absl::Status DeviceStep::Begin(absl::Span<const Row> rows) {
   SEMKV_ASSIGN_OR_RETURN(const Bounds bounds, BoundsOf(rows));
-  if (bounds.num_selections != bounds_.num_selections || bounds.max_lists != bounds_.max_lists ||
-      bounds.max_views != bounds_.max_views || bounds.form != bounds_.form) {
+  // Nothing is known of memory that could not be filled.
+  if (known_.empty() || bounds.num_selections != bounds_.num_selections ||
+      bounds.max_lists != bounds_.max_lists || bounds.max_views != bounds_.max_views ||
+      bounds.form != bounds_.form) {
     SEMKV_RETURN_IF_ERROR(Allocate(bounds));
   }
   const int32_t num_rows = static_cast<int32_t>(rows.size());
@@ -235,16 +229,12 @@ absl::Status DeviceStep::Select(int32_t layer, const semkv_attend_args& args) {
   if (layer < first_sparse_layer_) return absl::OkStatus();
   const semkv_options& o = context_->options();
   const Strides strides = QueryStrides(args, o);
-  ScoreListsParams score;
+  ScoreListsParams score = DescribeCall<ScoreListsParams>(args, o);
   score.q = args.q;
-  score.q_dtype = static_cast<DType>(args.dtype);
   score.q_row = strides.token;
   score.q_head = strides.head;
   score.num_rows = num_rows_;
-  score.num_heads = o.num_heads;
   score.num_selections = bounds_.num_selections;
-  score.head_dim = o.head_dim;
-  score.scale = Scale(args, o);
   score.rows = arrays_.rows;
   score.views =
       arrays_.views + int64_t{layer} * max_rows_ * bounds_.num_selections * bounds_.max_views;
@@ -270,20 +260,16 @@ DecodeAttentionParams DeviceStep::AttentionParams(int32_t layer,
   const semkv_options& o = context_->options();
   const Strides q = QueryStrides(args, o), out = OutStrides(args, o);
   const bool dense = (args.flags & SEMKV_ATTEND_DENSE) != 0;
-  DecodeAttentionParams params;
+  DecodeAttentionParams params = DescribeCall<DecodeAttentionParams>(args, o);
   params.q = args.q;
   params.out = args.out;
   params.lse = args.lse;
-  params.q_dtype = static_cast<DType>(args.dtype);
   params.q_row = q.token;
   params.q_head = q.head;
   params.out_row = out.token;
   params.out_head = out.head;
   params.num_rows = num_rows_;
-  params.num_heads = o.num_heads;
   params.num_kv_heads = o.num_kv_heads;
-  params.head_dim = o.head_dim;
-  params.scale = Scale(args, o);
   params.logit_cap = args.logit_cap;
   params.position = context_->layers()[layer];
   params.block_table = arrays_.block_tables;

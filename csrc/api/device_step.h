@@ -23,6 +23,7 @@
 #include "csrc/ops/attention/decode_attention_plan.h"
 #include "csrc/ops/retrieval/inverted_lists.h"
 #include "csrc/ops/retrieval/select_lists_plan.h"
+#include "csrc/ops/retrieval/workspace.h"
 #include "semkv/semkv.h"
 
 namespace semkv {
@@ -93,7 +94,7 @@ class DeviceStep {
   DeviceStep(Context* context, int32_t max_rows, int32_t max_budget);
   DecodeAttentionPlan PlanAttention(int32_t num_rows) const;
   RetrievePlan PlanRetrieval(int32_t num_rows) const;
-  Arrays LayOut(void* memory, size_t* bytes) const;
+  Arrays LayOut(Workspace* memory) const;
   absl::Status Allocate(const Bounds& bounds);
   // The bounds that hold these rows too; slack where they grow.
   absl::StatusOr<Bounds> BoundsOf(absl::Span<const Row> rows) const;
@@ -110,7 +111,7 @@ class DeviceStep {
   DeviceMemory memory_;
   Arrays arrays_;
   uint32_t num_allocations_ = 0;
-  std::vector<Known> known_;          // [max_rows]
+  std::vector<Known> known_;          // [max_rows]; empty while memory_ holds nothing yet
   std::vector<uint8_t> row_scratch_;  // RetrievalRow and row_tokens as they are uploaded
   std::vector<ListsView> view_scratch_;
   std::vector<int32_t> result_;

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "csrc/api/device.h"
 #include "csrc/ops/retrieval/inverted_lists.h"
+#include "csrc/ops/retrieval/workspace.h"
 
 namespace semkv {
 
@@ -113,6 +114,7 @@ class ListStore {
   int32_t num_members(int32_t cell) const {
     return offsets_[int64_t{cell} * (max_lists_ + 1) + nlist_[cell]];
   }
+  Arrays LayOutCopy(Workspace* memory) const;
   absl::Status AllocateCopy(Device* device);
   // The columns [first, end) of an array of `cells` rows of `stride` elements of `bytes` each.
   absl::Status CopyColumns(Device* device, const void* to, const void* from, int64_t stride,

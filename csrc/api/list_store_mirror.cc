@@ -6,47 +6,33 @@
 #include "csrc/status_macros.h"
 
 namespace semkv {
-namespace {
 
-constexpr int64_t kAlignment = 256;  // bytes
-
-}  // namespace
+ListStore::Arrays ListStore::LayOutCopy(Workspace* memory) const {
+  const int64_t cells = shape_.num_cells, lists = cells * max_lists_;
+  Arrays a;
+  // A range has one place more than there are lists, in all cells the same.
+  a.offsets = memory->Take<uint16_t>((shape_.ranges ? 1 : cells) * (max_lists_ + 1));
+  if (!shape_.ranges) a.members = memory->Take<uint16_t>(cells * max_members_);
+  a.centroids = memory->Take<uint8_t>(lists * centroid_bytes());
+  if (shape_.form == CentroidForm::kInt8) a.scales = memory->Take<float>(lists);
+  if (shape_.form != CentroidForm::kBounds) a.variances = memory->Take<float>(lists);
+  a.centers = memory->Take<float>(cells * shape_.head_dim);
+  if (shape_.value_means) a.value_means = memory->Take<uint16_t>(lists * shape_.head_dim);
+  return a;
+}
 
 absl::Status ListStore::AllocateCopy(Device* device) {
-  const int64_t cells = shape_.num_cells, lists = cells * max_lists_;
-  const bool has_scales = shape_.form == CentroidForm::kInt8;
-  const bool has_variances = shape_.form != CentroidForm::kBounds;
-  // A range has one place more than there are lists, in all cells the same.
-  const int64_t offsets = shape_.ranges ? max_lists_ + 1 : cells * (max_lists_ + 1);
-  const int64_t sizes[] = {
-      2 * offsets,
-      2 * cells * max_members_,
-      lists * centroid_bytes(),
-      has_scales ? 4 * lists : 0,
-      has_variances ? 4 * lists : 0,
-      4 * cells * shape_.head_dim,
-      shape_.value_means ? 2 * lists * shape_.head_dim : 0,
-  };
-  int64_t begin[std::size(sizes)], bytes = 0;
-  for (size_t i = 0; i < std::size(sizes); ++i) {
-    begin[i] = bytes;
-    bytes += CeilDiv(sizes[i], kAlignment) * kAlignment;
-  }
+  Workspace measured;
+  LayOutCopy(&measured);
+  const size_t bytes = Workspace::TotalBytes(measured.used_bytes(), 1);
   copy_ = DeviceCopy();
   SEMKV_ASSIGN_OR_RETURN(copy_.memory, DeviceMemory::Allocate(device, bytes));
-  const uint8_t* const base = static_cast<const uint8_t*>(copy_.memory.data());
-  const auto at = [&](int i) { return sizes[i] > 0 ? base + begin[i] : nullptr; };
-  copy_.arrays.offsets = reinterpret_cast<const uint16_t*>(at(0));
-  copy_.arrays.members = reinterpret_cast<const uint16_t*>(at(1));
-  copy_.arrays.centroids = at(2);
-  copy_.arrays.scales = reinterpret_cast<const float*>(at(3));
-  copy_.arrays.variances = reinterpret_cast<const float*>(at(4));
-  copy_.arrays.centers = reinterpret_cast<const float*>(at(5));
-  copy_.arrays.value_means = reinterpret_cast<const uint16_t*>(at(6));
+  Workspace carved(copy_.memory.data(), bytes, /*num_threads=*/1, /*thread=*/0);
+  copy_.arrays = LayOutCopy(&carved);
   copy_.max_lists = max_lists_;
   copy_.max_members = max_members_;
   // Centers are set before the first list and stay.
-  const int64_t center_bytes = sizes[5];
+  const auto center_bytes = static_cast<int64_t>(centers_.size() * sizeof(float));
   return device->Upload(const_cast<float*>(copy_.arrays.centers), centers_.data(),
                         {center_bytes, 1, center_bytes, center_bytes});
 }

@@ -21,8 +21,7 @@ constexpr int64_t kStagedKeysBytes = int64_t{64} << 20;
 
 class StagedKeys {
  public:
-  // Copies keys of `pages` in the layers [first, end) to the host, and waits for them. The layers
-  // are alike but for their bases.
+  // Copies keys of `pages` in the layers [first, end) to the host, and waits for them.
   absl::Status Read(Device* device, absl::Span<const KvView> layers, int32_t first, int32_t end,
                     int32_t num_kv_heads, int32_t head_dim, absl::Span<const int32_t> pages);
 

@@ -30,17 +30,12 @@ int64_t IndexBytes(const ListsView& view, int32_t head_dim) {
 ScoreListsParams StepPlan::ScoreParams(const Run& run, const semkv_attend_args& args) const {
   const semkv_options& o = context_->options();
   const Strides strides = QueryStrides(args, o);
-  const DType dtype = static_cast<DType>(args.dtype);
-  ScoreListsParams score;
-  score.q = Advance(args.q, rows_[run.first].first_query * strides.token, dtype);
-  score.q_dtype = dtype;
+  ScoreListsParams score = DescribeCall<ScoreListsParams>(args, o);
+  score.q = Advance(args.q, rows_[run.first].first_query * strides.token, score.q_dtype);
   score.q_row = strides.token;
   score.q_head = strides.head;
   score.num_rows = run.end - run.first;
-  score.num_heads = o.num_heads;
   score.num_selections = run.num_selections;
-  score.head_dim = o.head_dim;
-  score.scale = Scale(args, o);
   score.rows = retrieval_rows_.data() + run.first;
   score.views = views_.data();
   score.view_begin = view_begin_.data();
@@ -186,18 +181,13 @@ template <typename Params>
 Params StepPlan::DescribeAttention(const Run& run, int32_t layer,
                                    const semkv_attend_args& args) const {
   const semkv_options& o = context_->options();
-  const DType dtype = static_cast<DType>(args.dtype);
   const int64_t first_query = rows_[run.first].first_query;
-  Params params;
-  params.q = Advance(args.q, first_query * QueryStrides(args, o).token, dtype);
-  params.out = Advance(args.out, first_query * OutStrides(args, o).token, dtype);
+  Params params = DescribeCall<Params>(args, o);
+  params.q = Advance(args.q, first_query * QueryStrides(args, o).token, params.q_dtype);
+  params.out = Advance(args.out, first_query * OutStrides(args, o).token, params.q_dtype);
   if (args.lse != nullptr) params.lse = args.lse + first_query * o.num_heads;
-  params.q_dtype = dtype;
   params.num_rows = run.end - run.first;
-  params.num_heads = o.num_heads;
   params.num_kv_heads = o.num_kv_heads;
-  params.head_dim = o.head_dim;
-  params.scale = Scale(args, o);
   params.logit_cap = args.logit_cap;
   params.position = context_->layers()[layer];
   params.row_tokens = row_tokens_.data() + run.first;

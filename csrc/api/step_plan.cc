@@ -15,7 +15,12 @@ StepPlan::StepPlan(Context* context, int32_t max_rows, int32_t max_budget)
       max_budget_(max_budget),
       max_selections_(context->options().num_heads) {}
 
-StepPlan::~StepPlan() = default;
+StepPlan::~StepPlan() {
+  if (on_device_ == nullptr) return;
+  // Its memory is freed on the context's stream.
+  absl::MutexLock lock(&context_->mutex());
+  on_device_.reset();
+}
 
 absl::StatusOr<std::unique_ptr<StepPlan>> StepPlan::Create(Context* context, int32_t max_rows,
                                                            int32_t max_budget) {
@@ -124,8 +129,13 @@ absl::Status StepPlan::BeginOnDevice() {
     out.pages = context_->SequencePages(row.sequence);
   }
   SEMKV_RETURN_IF_ERROR(on_device_->Begin(absl::MakeConstSpan(device_rows_).first(num_rows_)));
-  for (int32_t layer = 0; layer < context_->options().num_layers; ++layer) {
-    for (int32_t r = 0; r < num_rows_; ++r) ++context_->counters().layer_rows[*RowReason(layer, r)];
+  uint64_t* const layer_rows = context_->counters().layer_rows;
+  const int32_t num_layers = context_->options().num_layers;
+  for (int32_t r = 0; r < num_rows_; ++r) {
+    const bool sparse = rows_[r].reason == SEMKV_ROW_SPARSE;
+    const int32_t dense_layers = sparse ? std::min(rows_[r].dense_layers, num_layers) : 0;
+    layer_rows[SEMKV_ROW_DENSE_LAYER] += dense_layers;
+    layer_rows[rows_[r].reason] += num_layers - dense_layers;
   }
   return absl::OkStatus();
 }

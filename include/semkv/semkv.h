@@ -21,47 +21,26 @@
  *   decode, token by token, any number of sequences in a batch:
  *     semkv_sequence_append(ctx, seq, 1, &id, &slot)
  *     semkv_plan_step(plan, rows, seqs, NULL)
- *     for every layer: semkv_write_kv, semkv_select(plan, layer, &args), semkv_attend(plan, layer,
- * &args) semkv_observe(ctx, seq)                                 folds the new token into the lists
+ *     for every layer: semkv_write_kv, semkv_select, semkv_attend
+ *     semkv_observe(ctx, seq)                                 folds the new token into the lists
  *
  * CAVEATS
  *
- *   - Write a token's keys and values in every layer before semkv_index or semkv_observe: they read
- *     them.
- *   - Fork a sequence rather than copy it: pages and sealed lists are shared, and copied when
- * written.
- *   - A plan belongs to one thread at a time. All other functions may be called from any thread;
- *     calls that name the same sequence must not overlap.
+ *   - semkv_index and semkv_observe read keys: write a token's in every layer before.
+ *   - Fork a sequence rather than copy it: pages and lists are shared, and copied when written.
+ *   - A plan belongs to one thread at a time; calls that name the same sequence must not overlap.
+ *     All else may be called from any thread.
  *   - Do not append to a sequence between semkv_plan_step and the last semkv_attend of that step.
  *   - The host backend ignores `stream` and has finished when a function returns. Pass NULL.
  *
- * DEVICE MEMORY
+ * DEVICE MEMORY (docs/c.md, "On a GPU", has the rest: what is refused, what is not counted)
  *
  * With options.device >= 0 keys, values and lists are in a CUDA device's memory, and so is what
- * these pointers name: semkv_kv_view k, v; semkv_write_args slots, k, v; semkv_attend_args q, out,
- * lse. All else is host memory: ids, slots of semkv_sequence_append, positions of
- * semkv_select_result. A plan's memory is its own (semkv_plan_bind is refused).
- *
- *   - semkv_write_kv, semkv_select, semkv_attend and semkv_run_layer enqueue kernels on their
- *     `stream` and return without waiting; they allocate nothing and may be captured in a CUDA
- *     graph. semkv_plan_step, semkv_index, semkv_observe, semkv_sequence_append (copy-on-write),
- *     semkv_sequence_fork and what frees lists enqueue copies on the context's stream
- *     (semkv_set_stream). Let both be the same stream, or order them with events.
- *   - A captured graph holds the launches of one step. Before each replay call semkv_plan_step, not
- *     in the capture: lengths, pages and lists of the step are what it copies. A graph may be
- *     replayed as long as semkv_plan_graph_key is what it was when the graph was captured.
- *   - semkv_index, semkv_observe (when a list is complete: a sentence, 16 tokens, a window of 320)
- *     and semkv_select_result wait for the context's stream: lists are built on the host, from keys
- *     that are read back. The other calls wait for nothing.
- *   - Slots in device memory are not checked: a slot beyond the pool writes wherever it points.
- *   - kv_dtype is F16 or BF16, q and out have the same; rows have one query each (prefill is the
- *     engine's: write its keys and values, then semkv_index), all sparse rows of a step the same
- *     number of selections; rows of q, out and the pool begin at multiples of 16 bytes.
- *     policy.mean_query, estimate_rest, keep_factor and options.query_window are refused.
- *   - semkv_stats: attended_tokens, selections, bytes and times are not counted (0); layer_rows
- *     counts planned rows, whether they were attended or not.
- *   - If memory for a sequence's lists cannot be had, it has none any more: its rows are attended
- *     densely until semkv_index succeeds.
+ * these point to: semkv_kv_view k, v; semkv_write_args slots (not checked), k, v; semkv_attend_args
+ * q, out, lse. semkv_write_kv, semkv_select, semkv_attend and semkv_run_layer enqueue kernels on
+ * `stream`, wait for nothing and may be captured in a CUDA graph (semkv_plan_graph_key). Whatever
+ * else touches the device does so on the context's stream (semkv_set_stream): let it be the same,
+ * or order them. semkv_index, semkv_observe and semkv_select_result wait for it.
  *
  * CONVENTIONS
  *
@@ -72,12 +51,10 @@
  *      beyond the caller's struct_size take their defaults.
  *   3. Objects are opaque. destroy(NULL) does nothing.
  *   4. Pointers passed in are borrowed for the call, unless the function says longer.
- *   5. Shapes are written outermost first; strides are in elements; the head_dim channels of a row
- *      are contiguous.
+ *   5. Shapes are outermost first; strides count elements; a row's head_dim channels are adjacent.
  *   6. Nothing aborts, throws, prints or reads the environment.
  *
- * Sources: SentenceKV (arXiv 2504.00970), ClusterKV (arXiv 2412.03213), Quest (ICML 2024); what
- * differs and why is in docs/papers.md.
+ * Sources: SentenceKV (arXiv 2504.00970), ClusterKV (arXiv 2412.03213), Quest (docs/papers.md).
  */
 
 #ifndef SEMKV_SEMKV_H_
@@ -122,8 +99,7 @@ SEMKV_EXPORT const char* semkv_version(void);
 SEMKV_EXPORT int32_t semkv_abi_version(void);
 /* "OK", "INVALID_ARGUMENT", ...; "UNKNOWN" for a number that is no code. Static, never NULL. */
 SEMKV_EXPORT const char* semkv_status_name(int32_t status);
-/* Text of this thread's last failing call; "" if none. Valid until this thread's next failing call.
- */
+/* Text of this thread's last failing call, valid until the next one; "" if none. */
 SEMKV_EXPORT const char* semkv_last_error(void);
 /* 1 if this build has the feature, else 0: "host", "cuda" (whether there is a GPU or not),
  * "dtype:f32|f16|bf16", "head_dim:64|80|96|128|256", "policy:NAME". Unknown names are 0. */
@@ -229,8 +205,7 @@ typedef struct semkv_options {
   int32_t engine_pages; /* 1: the engine chooses the pages and shares prefixes itself: append with
                            semkv_sequence_append_pages, say with semkv_pages_forget when a page gets
                            new content; prefix_sharing counts as 0 */
-  int32_t device; /* -1 (default): keys, values and lists are in host memory; else the CUDA device
-                     that they are on: see DEVICE MEMORY */
+  int32_t device;       /* -1 (default): the host; else a CUDA device's number, see DEVICE MEMORY */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
@@ -244,9 +219,8 @@ SEMKV_EXPORT void semkv_context_destroy(semkv_context* context);
 /* Forgets every sequence, every cached prefix and every list. */
 SEMKV_EXPORT int semkv_context_reset(semkv_context* context);
 
-/* The stream, a cudaStream_t of options.device, on which the context enqueues what has no stream
- * argument: see DEVICE MEMORY. Default NULL, the legacy default stream. It must live as long as it
- * is set. What the new stream gets runs after what the old one has. On the host: no effect. */
+/* The device's cudaStream_t for what has no stream argument, from now on; what the last one has
+ * runs first. NULL (default): the legacy default stream. It must live as long as it is set. */
 SEMKV_EXPORT int semkv_set_stream(semkv_context* context, void* stream);
 
 /* One layer of the pool as memory that the engine owns: key of (page, KV head, token) begins at
@@ -274,15 +248,14 @@ SEMKV_EXPORT int semkv_vocabulary_set(semkv_context* context, int32_t num_tokens
 
 typedef int64_t semkv_sequence; /* an id, never reused within a context; >= 1 */
 
-/* An empty sequence under the default hybrid policy. Prefixes are shared only between sequences of
- * equal salt (a tenant's secret; 0 is a salt like any other).
- * Without semkv_vocabulary_set the policy is cluster: there are no sentences to cut.
+/* An empty sequence under the default policy: hybrid; cluster without semkv_vocabulary_set, for
+ * there are no sentences to cut then. Prefixes are shared only between sequences of equal salt (a
+ * tenant's secret; 0 is a salt like any other).
  * Errors: RESOURCE_EXHAUSTED at max_sequences; FAILED_PRECONDITION if a layer has no storage. */
 SEMKV_EXPORT int semkv_sequence_create(semkv_context* context, uint64_t salt,
                                        semkv_sequence* sequence);
 /* Sets how the sequence is indexed and read from now on. Lists that the new policy would build
- * otherwise are dropped, call semkv_index again; another budget, for example, keeps them.
- * (What sentencekv keeps depends on the budget.)
+ * otherwise are dropped, call semkv_index again; another budget keeps them (not sentencekv's).
  * Errors: INVALID_ARGUMENT names the field and both numbers, for example a budget below sinks +
  * recent; FAILED_PRECONDITION if sentences are asked for without semkv_vocabulary_set, or a
  * keep_factor with options.query_window below policy.recent. */
@@ -377,16 +350,12 @@ SEMKV_EXPORT int semkv_pages_forget(semkv_context* context, int32_t num_pages,
                                     const int32_t* pages);
 
 /* Builds the inverted lists of every token appended so far, by the sequence's policy: segments of
- * policy.segment_tokens, the last one partial. Call at the end of prefill. Lists that exist are
- * kept.
- *
- * With policy.keep_factor this call also decides which tokens stay in reach: by the queries of the
- * last options.query_window tokens, which must have gone through semkv_attend in every layer, under
- * whatever policy; a fork inherits its parent's. In the paper these end with the question: prefill
- * it before this call. If they are the end of a document and the question comes later, what it asks
- * for may be gone: that is the method.
- * Errors: NOT_FOUND; FAILED_PRECONDITION if storage is not registered, or queries of the window are
- * not known (both numbers are named). */
+ * policy.segment_tokens, the last one partial; lists that exist are kept. Call after prefill. With
+ * policy.keep_factor it also decides which tokens stay in reach, by the last options.query_window
+ * queries that semkv_attend was given in every layer (a fork inherits its parent's): as in the
+ * paper, prefill the question before, or what it asks for may be gone. Errors: NOT_FOUND;
+ * FAILED_PRECONDITION if storage is not registered, or queries of the window are not known (both
+ * numbers are named). */
 SEMKV_EXPORT int semkv_index(semkv_context* context, semkv_sequence sequence);
 /* Folds tokens appended since the last call into the lists: closed sentences, windows of 320 tokens
  * for clusters, provisional page lists for the rest, so that no token is ever out of reach; after
@@ -412,13 +381,12 @@ enum {
 SEMKV_EXPORT const char* semkv_row_reason_name(int32_t reason);
 
 /* A plan holds what one step of up to `max_rows` rows needs, so that a step allocates nothing.
- * max_budget: most tokens that any sparse row attends to, its policy's budget unless that may be
- * exceeded. */
+ * max_budget: most tokens that a sparse row attends to, its budget unless that may be exceeded. */
 SEMKV_EXPORT int semkv_plan_create(semkv_context* context, int32_t max_rows, int32_t max_budget,
                                    semkv_plan** plan);
 SEMKV_EXPORT void semkv_plan_destroy(semkv_plan* plan);
-/* Bytes of scratch the plan uses, and a way to give it the caller's memory (64-byte aligned, at
- * least that size, until the plan is destroyed); without semkv_plan_bind the plan has its own. */
+/* Bytes of scratch the plan uses, and a way to give it the caller's memory (64-byte aligned, as
+ * large, until the plan is destroyed) instead of its own. UNIMPLEMENTED on a device. */
 SEMKV_EXPORT int semkv_plan_workspace(semkv_plan* plan, size_t* bytes);
 SEMKV_EXPORT int semkv_plan_bind(semkv_plan* plan, void* workspace, size_t bytes);
 
@@ -428,11 +396,9 @@ SEMKV_EXPORT int semkv_plan_bind(semkv_plan* plan, void* workspace, size_t bytes
  * Errors: OUT_OF_RANGE beyond max_rows or max_budget; NOT_FOUND; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_plan_step(semkv_plan* plan, int32_t num_rows,
                                  const semkv_sequence* sequences, const int32_t* num_queries);
-/* Of a context on a device: a number that changes when launches captured in a CUDA graph would no
- * longer do for this step, so that a graph of another step with the same key can be replayed. It
- * depends on num_rows and on bounds that grow in large steps with the sequences' lists; the row's
- * lengths, pages and policies' budgets are not in it. On the host: 0.
- * Errors: FAILED_PRECONDITION before semkv_plan_step. */
+/* On a device (on the host: 0): a CUDA graph that was captured at a step of the same key may be
+ * replayed for this one, after semkv_plan_step. Keys change with num_rows, the first sparse layer
+ * and when lists outgrow their bounds. Errors: FAILED_PRECONDITION if no step is planned. */
 SEMKV_EXPORT int semkv_plan_graph_key(semkv_plan* plan, uint64_t* key);
 /* Why row `row` is attended as it is at `layer`: SEMKV_ROW_*. */
 SEMKV_EXPORT int semkv_plan_row(semkv_plan* plan, int32_t layer, int32_t row, int32_t* reason);
@@ -461,9 +427,8 @@ SEMKV_EXPORT int semkv_select(semkv_plan* plan, int32_t layer, const semkv_atten
  * Errors: FAILED_PRECONDITION if a row is sparse and semkv_select was not called for this layer and
  * step; OUT_OF_RANGE; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_attend(semkv_plan* plan, int32_t layer, const semkv_attend_args* args);
-/* A whole layer of a step in one call, for callers to whom a call is dear: semkv_write_kv, unless
- * `write` is NULL, then semkv_select and semkv_attend.
- * Errors: those of the three; what precedes the one that failed is done. */
+/* A whole layer of a step in one call: semkv_write_kv, unless `write` is NULL, then semkv_select
+ * and semkv_attend. Errors: those of the three; what precedes the one that failed is done. */
 SEMKV_EXPORT int semkv_run_layer(semkv_plan* plan, int32_t layer, const semkv_write_args* write,
                                  const semkv_attend_args* attend);
 /* The last selection of a sparse row: ascending positions, valid until the next semkv_select.
@@ -508,9 +473,8 @@ typedef struct semkv_sequence_info {
 SEMKV_EXPORT int semkv_sequence_info_get(semkv_context* context, semkv_sequence sequence,
                                          semkv_sequence_info* info);
 
-/* What the context does and why, as text: build, backend, geometry, each sequence's policy, lists
- * and fallbacks. Writes at most `capacity` bytes, the final 0 included, and the full length without
- * it. */
+/* What the context does and why, as text: backend, geometry, each sequence's policy, lists,
+ * fallbacks. Writes at most `capacity` bytes, the final 0 included; *length counts all but it. */
 SEMKV_EXPORT int semkv_explain(semkv_context* context, char* text, size_t capacity, size_t* length);
 
 enum {

@@ -49,6 +49,16 @@ void DecodeAndCompare(TwoContexts& contexts, semkv_sequence sequence, int32_t st
   }
 }
 
+void ExpectSameLayerRows(TwoContexts& contexts) {
+  semkv_stats host = {}, device = {};
+  host.struct_size = device.struct_size = sizeof(host);
+  SEMKV_ASSERT_OK(semkv_stats_get(contexts.host(), &host));
+  SEMKV_ASSERT_OK(semkv_stats_get(contexts.device(), &device));
+  for (int32_t reason = 0; reason < SEMKV_NUM_ROW_REASONS; ++reason) {
+    EXPECT_EQ(device.layer_rows[reason], host.layer_rows[reason]) << semkv_row_reason_name(reason);
+  }
+}
+
 struct PolicyCase {
   std::string name;
   semkv_policy policy;
@@ -82,6 +92,7 @@ TEST_F(DeviceContextTest, EveryPolicySelectsAndAttendsAsOnTheHost) {
     contexts.Index(sequence);
     DecodeAndCompare(contexts, sequence, 20, 256, 19);
     if (HasFatalFailure()) return;
+    ExpectSameLayerRows(contexts);
   }
 }
 
