@@ -20,8 +20,8 @@ constexpr int32_t kEmulatedShrink = 64;
 
 int32_t NumLayers(const CudaCase& c) {
   if (kIsEmulated) return 1;
-  // A prompt's k-means is far longer than a cache's content lives.
-  if (c.name.starts_with("kmeans")) return 2;
+  // A prompt's k-means, and its keys, move far more than caches hold.
+  if (c.name.starts_with("kmeans") || c.name.starts_with("stage_keys")) return 2;
   const int64_t wanted = kCacheBytes / std::max<int64_t>(c.floor_bytes, 1) + 1;
   return static_cast<int32_t>(std::clamp<int64_t>(wanted, kLeastLayers, kMostLayers));
 }

@@ -1,4 +1,5 @@
-// New tokens into slots, list pages over the bus, and clusters of a prompt.
+// New tokens into slots, keys out of pages, list pages over the bus, and clusters of a prompt and
+// their stored form.
 
 #include <algorithm>
 #include <cstdint>
@@ -7,6 +8,8 @@
 #include <vector>
 
 #include "benchmarks/cuda/cuda_case.h"
+#include "csrc/ops/cache/append_lists_cuda.h"
+#include "csrc/ops/cache/stage_keys_cuda.h"
 #include "csrc/ops/cache/write_kv_cuda.h"
 #include "csrc/ops/clustering/kmeans_cuda.h"
 #include "csrc/ops/residency/gather_pages_cuda.h"
@@ -46,6 +49,38 @@ CudaLaunch PrepareWrite(CudaArena& arena, int32_t num_layers, int32_t num_tokens
     layer.view.v = arena.Bytes(static_cast<size_t>(kPoolTokens * kTokenBytes));
   }
   return [=](int32_t layer, cudaStream_t stream) { return WriteKvCuda(layers[layer], stream); };
+}
+
+// Every KV head of `model_layers` layers in one launch.
+CudaLaunch PrepareStage(CudaArena& arena, int32_t num_layers, int32_t tokens,
+                        int32_t model_layers) {
+  std::mt19937 rng(7);
+  std::vector<int32_t> pages(tokens / kPageTokens);
+  std::iota(pages.begin(), pages.end(), 0);
+  std::shuffle(pages.begin(), pages.end(), rng);
+  StageKeysParams p;
+  p.num_layers = model_layers;
+  p.num_kv_heads = kKvHeads;
+  p.head_dim = kHeadDim;
+  p.dtype = DType::kBFloat16;
+  p.page_tokens = kPageTokens;
+  p.pages = arena.Copy(pages);
+  p.num_tokens = tokens;
+  const size_t cells = static_cast<size_t>(model_layers * kKvHeads);
+  p.num_nonfinite = static_cast<int32_t*>(arena.Zeros(cells * sizeof(int32_t)));
+  p.nonfinite = arena.Array<uint16_t>(cells * tokens);
+  KvView view;
+  view.k_head = kHeadDim;
+  view.k_token = kKvHeads * kHeadDim;
+  view.k_page = kPageTokens * view.k_token;
+  std::vector<StageKeysParams> layers(num_layers, p);
+  for (StageKeysParams& layer : layers) {
+    std::vector<KvView> views(model_layers, view);
+    for (KvView& v : views) v.k = arena.Normal(static_cast<size_t>(tokens * kTokenBytes));
+    layer.layers = arena.Copy(views);
+    layer.keys = arena.Bytes(static_cast<size_t>(model_layers * tokens * kTokenBytes));
+  }
+  return [=](int32_t layer, cudaStream_t stream) { return StageKeysCuda(layers[layer], stream); };
 }
 
 CudaLaunch PrepareGather(CudaArena& arena, int32_t num_layers, int32_t num_pages,
@@ -108,6 +143,58 @@ CudaLaunch PrepareKMeans(CudaArena& arena, int32_t num_layers, int32_t tokens,
   };
 }
 
+constexpr int32_t kAppendCells = 128;  // KV heads of 16 segments
+
+// The lists of one segment in each cell: clusters, or the center alone.
+CudaLaunch PrepareAppend(CudaArena& arena, int32_t num_layers, int32_t segment_tokens,
+                         int32_t num_lists) {
+  AppendListsParams p;
+  p.num_cells = kAppendCells;
+  p.head_dim = kHeadDim;
+  p.nlist = p.max_lists = num_lists;
+  p.dtype = DType::kBFloat16;
+  p.key_cell = int64_t{segment_tokens} * kHeadDim;
+  std::vector<uint16_t> offsets(num_lists + 1);
+  for (int32_t i = 0; i <= num_lists; ++i) {
+    offsets[i] = static_cast<uint16_t>(i * segment_tokens / num_lists);
+  }
+  p.offsets = arena.Copy(offsets);
+  const size_t lists = static_cast<size_t>(num_lists) * kAppendCells;
+  if (num_lists == 1) {
+    p.form = CentroidForm::kFloat32;
+    p.centroids = arena.Array<float>(lists * kHeadDim);
+  } else {
+    const size_t members = static_cast<size_t>(segment_tokens) * kAppendCells;
+    std::mt19937 rng(7);
+    std::vector<uint16_t> rows(members);
+    for (auto cell = rows.begin(); cell != rows.end(); cell += segment_tokens) {
+      std::iota(cell, cell + segment_tokens, uint16_t{0});
+      std::shuffle(cell, cell + segment_tokens, rng);
+    }
+    p.members = arena.Copy(rows);
+    p.members_cell = p.max_members = segment_tokens;
+    p.centers = static_cast<float*>(arena.Zeros(kAppendCells * kHeadDim * sizeof(float)));
+    p.centroids = arena.Bytes(lists * kHeadDim);
+    p.scales = arena.Array<float>(lists);
+    p.list_offsets = arena.Array<uint16_t>(lists + kAppendCells);
+    p.list_members = arena.Array<uint16_t>(members);
+  }
+  p.variances = arena.Array<float>(lists);
+  std::vector<AppendListsParams> layers(num_layers, p);
+  for (AppendListsParams& layer : layers) {
+    layer.keys = arena.Normal(static_cast<size_t>(kAppendCells * p.key_cell * 2));
+  }
+  return [=](int32_t layer, cudaStream_t stream) { return AppendListsCuda(layers[layer], stream); };
+}
+
+// Keys, and of clusters: members in and out, offsets out, codes, scales, variances and centers.
+int64_t AppendFloorBytes(int32_t segment_tokens, int32_t num_lists) {
+  const int64_t keys = int64_t{2} * segment_tokens * kHeadDim;
+  if (num_lists == 1) return kAppendCells * (keys + 4 * kHeadDim + 4);
+  return kAppendCells *
+         (keys + 4 * segment_tokens + num_lists * (kHeadDim + 4 + 4 + 2) + 4 * kHeadDim);
+}
+
 }  // namespace
 
 void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
@@ -116,6 +203,12 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
                      CudaYardstick::kMemory,
                      [=](CudaArena& arena, int32_t n) { return PrepareWrite(arena, n, tokens); }});
   }
+  const int32_t staged_tokens = 8192 / shrink, staged_layers = std::max(32 / shrink, 1);
+  cases.push_back({"stage_keys/tokens:8192/layers:32",
+                   2 * staged_layers * staged_tokens * kTokenBytes, CudaYardstick::kMemory,
+                   [=](CudaArena& arena, int32_t n) {
+                     return PrepareStage(arena, n, staged_tokens, staged_layers);
+                   }});
   for (int32_t page_kib : {8, 32}) {
     const int32_t pages = std::max(4096 / page_kib / shrink, 1);
     const int64_t page_bytes = int64_t{1024} * page_kib;
@@ -134,6 +227,13 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
                        return PrepareKMeans(arena, n, tokens, segment / shrink,
                                             std::max(lists / shrink, 2), iterations);
                      }});
+  }
+  for (int32_t lists : {256, 128, 1}) {
+    const int32_t segment = 8192 / shrink, some = std::max(lists / shrink, 1);
+    cases.push_back(
+        {"append_lists/cells:128/tokens:8192/lists:" + std::to_string(lists),
+         AppendFloorBytes(segment, some), CudaYardstick::kMemory,
+         [=](CudaArena& arena, int32_t n) { return PrepareAppend(arena, n, segment, some); }});
   }
 }
 

@@ -23,7 +23,8 @@ using testing::KMeansCase;
 using testing::KMeansInput;
 
 KMeansPlan PlanFor(const KMeansParams& p) {
-  return PlanKMeans(p.num_problems, p.head_dim, p.max_points, p.max_lists, p.iterations);
+  return PlanKMeans(p.num_problems, p.head_dim, p.max_points, p.max_lists, p.iterations,
+                    p.max_lone);
 }
 
 // The device's copy of a problem, its outputs and a workspace of random bytes.
@@ -120,6 +121,46 @@ TEST(KMeansCudaTest, LabelsOfExactProductsEqualTheReference) {
   }
 }
 
+TEST(KMeansCudaTest, LonePointsOfExactDistancesEqualTheReference) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  std::mt19937_64 rng(6);
+  for (int32_t head_dim : testing::kKMeansHeadDims) {
+    if (testing::kIsEmulated && head_dim != 128) continue;
+    KMeansCase c = testing::ExactLoneCase(head_dim, DType::kFloat16);
+    if (!testing::kIsEmulated) c.sizes.push_back({65000, 200, 4000});
+    KMeansInput input(c, rng);
+    testing::AddExtraordinaryPairs(input);
+    input.Reset();
+    KMeansReference(input.params);
+    const std::vector<uint16_t> labels = input.labels;
+    const std::vector<uint8_t> offsets = input.offsets, members = input.members;
+    RunCuda(input);
+    EXPECT_EQ(input.labels, labels);
+    EXPECT_EQ(input.offsets, offsets);
+    EXPECT_EQ(input.members, members);
+  }
+}
+
+TEST(KMeansCudaTest, LonePointsAreTheFarthest) {
+  if (!HasDevice()) GTEST_SKIP() << "no GPU";
+  std::mt19937_64 rng(7);
+  for (KMeansMetric metric : {KMeansMetric::kCenteredL2, KMeansMetric::kCosine}) {
+    KMeansCase c;
+    c.metric = metric;
+    c.iterations = 2;
+    c.sizes = {{testing::kIsEmulated ? 300 : 8192, 48, 16}, {200, 20, 0}, {100, 60, 100}};
+    KMeansInput input(c, rng);
+    const std::vector<KMeansProblem> problems = input.problems;
+    for (KMeansProblem& problem : input.problems) problem.num_lone = 0;
+    RunCuda(input);
+    const std::vector<uint16_t> trained = input.labels;
+    input.problems = problems;
+    RunCuda(input);
+    testing::ExpectResult(input);
+    testing::ExpectFarthestLeft(input, trained);
+  }
+}
+
 TEST(KMeansCudaTest, IsAsGoodAsTheReference) {
   if (!HasDevice()) GTEST_SKIP() << "no GPU";
   std::mt19937_64 rng(3);
@@ -157,7 +198,7 @@ TEST(KMeansCudaTest, ARunGivesTheSameBitsAgain) {
   if (!HasDevice()) GTEST_SKIP() << "no GPU";
   std::mt19937_64 rng(5);
   KMeansCase c;
-  c.sizes = {{testing::kIsEmulated ? 900 : 3000, 100}, {500, 20}};
+  c.sizes = {{testing::kIsEmulated ? 900 : 3000, 100, 40}, {500, 20}};
   KMeansInput input(c, rng);
   RunCuda(input);
   const std::vector<uint8_t> members = input.members;
@@ -187,6 +228,9 @@ TEST(KMeansCudaTest, BadBoundsAreRefusedAndNoProblemsAreASuccess) {
   const size_t bytes = KMeansCudaWorkspaceBytes(plan);
   EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes - 1, nullptr), cudaErrorInvalidValue);
   params.max_lists += 1;
+  EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes, nullptr), cudaErrorInvalidValue);
+  params = input.params;
+  params.max_lone += 1;
   EXPECT_EQ(KMeansCuda(params, plan, nullptr, bytes, nullptr), cudaErrorInvalidValue);
   params = input.params;
   params.dtype = DType::kFloat32;

@@ -198,14 +198,6 @@ HWY_EXPORT(WidenList);
 // Channels whose bounds are kept as float32 on the stack before they are rounded.
 constexpr int32_t kBoundChannels = 256;
 
-// The bf16 number next to x, on the side of greater (or smaller) magnitude unless x is one itself.
-uint16_t RoundMagnitudeUp(float x) {
-  const uint32_t bits = FloatBits(x);
-  return static_cast<uint16_t>((bits + 0xffffu) >> 16);
-}
-
-uint16_t RoundMagnitudeDown(float x) { return static_cast<uint16_t>(FloatBits(x) >> 16); }
-
 }  // namespace
 
 void ListMeansHost(const ListMeansParams& params) { HWY_DYNAMIC_DISPATCH(ListMeans)(params); }
@@ -222,9 +214,8 @@ void ListBounds(const ListMeansParams& params, uint16_t* bounds) {
       HWY_DYNAMIC_DISPATCH(WidenList)(params, i, c, n, least, greatest);
       for (int32_t j = 0; j < n; ++j) {
         if (least[j] > greatest[j]) least[j] = greatest[j] = 0.0f;  // a list without members
-        low[c + j] = least[j] < 0 ? RoundMagnitudeUp(least[j]) : RoundMagnitudeDown(least[j]);
-        high[c + j] =
-            greatest[j] > 0 ? RoundMagnitudeUp(greatest[j]) : RoundMagnitudeDown(greatest[j]);
+        low[c + j] = BFloat16Below(least[j]);
+        high[c + j] = BFloat16Above(greatest[j]);
       }
     }
   }

@@ -1,6 +1,6 @@
 // k-means over many independent problems at once: one per (KV head, segment). What the partitioner
 // of clusters asks for (faiss_index/kmeans.h), whole: sorting out of points that cannot be
-// clustered, first centroids, Lloyd's iterations, inverted lists.
+// clustered, first centroids, Lloyd's iterations, lone points, inverted lists.
 //
 // Per problem, over its *ordinary* points (finite, |x|^2 finite in float32 and above 1e-12; m of
 // them, in their order), with k = min(num_lists, m):
@@ -18,6 +18,11 @@
 // its labels changed. So labels are the nearest of the centroids that come out, and the result is
 // inverted lists: members sorted by label, ascending within a list.
 //
+// Last, the num_lone ordinary points that are farthest from their centroids (the lower of equals)
+// leave their lists for one each: ClusterOptions::lone_share. Points within rounding of their
+// centroids stay, |x - c|^2 <= 1e-8 |x|^2, so it may be fewer. Distances are those of the
+// objective, of unit points with cosine. Centroids stay what they were.
+//
 // Source: Lloyd, IEEE Trans. Inf. Theory 28(2), 1982; assignment without a matrix of distances and
 // the sorted update as in flash-kmeans (arXiv 2603.09229); cosine is ClusterKV, section III-B.
 
@@ -31,6 +36,7 @@
 namespace semkv {
 
 constexpr float kKMeansZeroNormSquared = 1e-12f;
+constexpr float kKMeansRoundingSquared = 1e-8f;  // of a point's square: it is at its centroid
 constexpr int32_t kKMeansMaxHeadDim = 256;
 constexpr int32_t kKMeansMaxLists = 8192;
 constexpr int32_t kKMeansMaxPoints = 1 << 20;
@@ -47,12 +53,15 @@ struct KMeansProblem {
   int64_t point_stride = 0;      // elements from row to row
   int32_t num_points = 0;        // 0 to max_points
   int32_t num_lists = 0;         // 1 to max_lists
+  int32_t num_lone = 0;          // points that get a list each, 0 to max_lone
 };
 
-// A list that no point could be found for is empty, its centroid 0 (or where it was); so are lists
-// from k on. Two more lists follow those asked for: number num_lists has the points that are zero
-// and num_lists + 1 those that are not finite. Arrays of problems are padded; what lies behind a
-// problem's own numbers is left alone.
+// Lists, and labels, which are their numbers: [0, num_lists) are those of the centroids. One that
+// no point could be found for is empty, its centroid 0 (or where it was); so are lists from k on.
+// [num_lists, num_lists + num_lone) hold the lone points, one each, in the points' order; those
+// beyond the points found are empty. Then comes a list of the points that are zero, and one of
+// those that are not finite. Arrays of problems are padded; what lies behind a problem's own
+// numbers is left alone.
 struct KMeansParams {
   int32_t num_problems = 0;
   int32_t head_dim = 0;
@@ -61,19 +70,26 @@ struct KMeansParams {
   int32_t iterations = 10;  // at most
   int32_t max_points = 0;   // of any problem; what the arrays below have room for
   int32_t max_lists = 0;
+  int32_t max_lone = 0;
   const KMeansProblem* problems = nullptr;  // [num_problems]
   const uint64_t* draws = nullptr;          // [max_lists], of every problem; may be null
   uint16_t* labels = nullptr;               // out: [num_problems, max_points]
-  void* offsets = nullptr;                  // out: [num_problems, max_lists + 3], uint16; uint32
-  void* members = nullptr;                  // out: [num_problems, max_points]     above 65,535
+  void* offsets = nullptr;                  // out: [num_problems, KMeansMaxOffsets], uint16;
+  void* members = nullptr;                  // out: [num_problems, max_points]  uint32 above 65,535
   float* centroids = nullptr;               // out: [num_problems, max_lists, head_dim]
   float* objectives = nullptr;              // out: [num_problems]: sum over ordinary points of the
-                                            // squared distance to their centroid (of 2 - 2 cos)
+                                            // squared distance to their centroid (of 2 - 2 cos),
+                                            // before lone points leave
   int32_t* iterations_done = nullptr;       // out: [num_problems]
 };
 
 SEMKV_HOST_DEVICE constexpr bool KMeansIsNarrow(int32_t max_points) {
   return max_points <= kKMeansMaxNarrowPoints;
+}
+
+// Of one problem: where its lists begin, and where the last ends.
+SEMKV_HOST_DEVICE constexpr int32_t KMeansMaxOffsets(const KMeansParams& params) {
+  return params.max_lists + params.max_lone + 3;
 }
 
 // In plain loops, distances and sums in float64: the specification. All pointers are host pointers.

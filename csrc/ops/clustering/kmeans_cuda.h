@@ -18,14 +18,14 @@ namespace semkv {
 // its nearest. Centroids that come out, means and objective are of float32. Results do not depend
 // on the schedule.
 //
-// Enqueues 4 * iterations + 7 kernels on `stream` and returns without waiting; may be captured in a
-// graph. All pointers of `params` are device pointers, those inside its device array `problems`
-// too; points are float16 or bfloat16, begin at multiples of 16 bytes and have strides that are
-// multiples of 8. Problems may have changed since the plan was made. `workspace` is 256-byte
-// aligned device memory of KMeansCudaWorkspaceBytes, whatever it holds; runs that may overlap need
-// one each.
+// Enqueues 4 * iterations + 7 kernels on `stream`, 3 more for lone points where max_lone is not 0,
+// and returns without waiting; may be captured in a graph. All pointers of `params` are device
+// pointers, those inside its device array `problems` too; points are float16 or bfloat16, begin at
+// multiples of 16 bytes and have strides that are multiples of 8. Problems may have changed since
+// the plan was made. `workspace` is 256-byte aligned device memory of KMeansCudaWorkspaceBytes,
+// whatever it holds; runs that may overlap need one each.
 //
-// REQUIRES: no problem has more points or lists than the plan's bounds.
+// REQUIRES: no problem has more points, lists or lone points than the plan's bounds.
 //
 // Returns cudaErrorInvalidValue for params that are not the plan's, what KMeansCudaUnsupported
 // refuses, float32 points, and a workspace that is too small.

@@ -10,6 +10,7 @@
 #include "csrc/ops/clustering/kmeans_assign_kernel.cuh"
 #include "csrc/ops/clustering/kmeans_begin_kernel.cuh"
 #include "csrc/ops/clustering/kmeans_lists_kernel.cuh"
+#include "csrc/ops/clustering/kmeans_lone_kernel.cuh"
 #include "csrc/ops/clustering/kmeans_sort_kernel.cuh"
 
 namespace semkv::cuda {
@@ -54,12 +55,30 @@ bool LaunchAssign(const KMeansLaunch& run, const Launch& launch) {
   }
 }
 
+// Counters of so many lists, and the two that follow, for each warp.
+inline LaunchShape KMeansSortShape(int32_t problems, int32_t num_warps, int32_t num_lists) {
+  const int32_t bytes = num_warps * (num_lists + 2) * int32_t{sizeof(int32_t)};
+  return KMeansShape(problems, 1, num_warps * kWarpSize, bytes);
+}
+
 template <typename Launch>
 bool LaunchSort(const KMeansLaunch& run, const Launch& launch) {
   const KMeansPlan& plan = run.plan;
-  const int32_t bytes = plan.sort_warps * (plan.max_lists + 2) * int32_t{sizeof(int32_t)};
   return launch(&KMeansSortKernel,
-                KMeansShape(plan.num_problems, 1, plan.sort_warps * kWarpSize, bytes), run);
+                KMeansSortShape(plan.num_problems, plan.sort_warps, plan.max_lists), run);
+}
+
+template <DType kDType, typename Launch>
+bool LaunchLone(const KMeansLaunch& run, const Launch& launch) {
+  const KMeansPlan& plan = run.plan;
+  if (plan.max_lone == 0) return true;
+  return launch(&KMeansDistancesKernel<kDType>,
+                KMeansShape(plan.max_parts, plan.num_problems, kDistancesThreads), run) &&
+         launch(&KMeansLoneKernel, KMeansShape(plan.num_problems, 1, kLoneThreads), run) &&
+         launch(&KMeansLoneSortKernel,
+                KMeansSortShape(plan.num_problems, plan.lone_sort_warps,
+                                plan.max_lists + plan.max_lone),
+                run);
 }
 
 template <DType kDType, typename Launch>
@@ -80,7 +99,8 @@ bool LaunchKMeansOf(KMeansLaunch run, const Launch& launch) {
          LaunchAssign<kDType>(run, launch) && LaunchSort(run, launch);
   }
   return ok && launch(&KMeansMeasureKernel<kDType>, lists, run) &&
-         launch(&KMeansObjectiveKernel, KMeansShape(problems, 1, kWarpSize), run);
+         launch(&KMeansObjectiveKernel, KMeansShape(problems, 1, kWarpSize), run) &&
+         LaunchLone<kDType>(run, launch);
 }
 
 // All launches of a run that KMeansPlanServes.

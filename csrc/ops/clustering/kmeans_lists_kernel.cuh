@@ -204,14 +204,6 @@ __device__ inline Farthest JoinWarps(const Farthest& mine, int32_t warp, int32_t
   return all;
 }
 
-// Per warp: |x - y|^2.
-__device__ inline float SquaredDistance(const float (&x)[kKMeansUnit],
-                                        const float (&y)[kKMeansUnit]) {
-  float difference[kKMeansUnit];
-  for (int32_t i = 0; i < kKMeansUnit; ++i) difference[i] = x[i] - y[i];
-  return WarpDot(difference, difference);
-}
-
 // Per warp: distances of its ordinary points to their centroids as moved.
 template <DType kDType>
 __device__ inline Farthest MeasurePoints(const KMeansTask& task, int32_t warp, int32_t lane,

@@ -26,14 +26,17 @@ SEMKV_HOST_DEVICE constexpr int32_t KMeansRowChannels(int32_t head_dim) {
 
 struct KMeansPlan {
   int32_t num_problems = 0, head_dim = 0, max_points = 0, max_lists = 0, iterations = 0;
-  int32_t max_parts = 0;     // per problem, for sums over points
-  int32_t padded_lists = 0;  // max_lists, in whole steps of assign
-  int32_t sort_warps = 0;    // each counts labels on its own
+  int32_t max_lone = 0;
+  int32_t max_parts = 0;        // per problem, for sums over points
+  int32_t padded_lists = 0;     // max_lists, in whole steps of assign
+  int32_t sort_warps = 0;       // each counts labels on its own
+  int32_t lone_sort_warps = 0;  // of the sort that has lists of lone points too
 };
 
 // Why no plan can be made for these bounds; null when one can.
 inline const char* KMeansCudaUnsupported(int32_t num_problems, int32_t head_dim, int32_t max_points,
-                                         int32_t max_lists, int32_t iterations) {
+                                         int32_t max_lists, int32_t iterations,
+                                         int32_t max_lone = 0) {
   if (num_problems < 0 || num_problems > 65535) return "num_problems is not in 0..65535";
   if (head_dim != 64 && head_dim != 80 && head_dim != 96 && head_dim != 128 && head_dim != 256) {
     return "head_dim is not 64, 80, 96, 128 or 256";
@@ -41,18 +44,29 @@ inline const char* KMeansCudaUnsupported(int32_t num_problems, int32_t head_dim,
   if (max_points < 1 || max_points > kKMeansMaxPoints) return "max_points is not in 1..2^20";
   if (max_lists < 1 || max_lists > kKMeansMaxLists) return "max_lists is not in 1..8192";
   if (iterations < 0 || iterations > 1000) return "iterations is not in 0..1000";
+  if (max_lone < 0 || max_lone > kKMeansMaxLists - max_lists) {
+    return "max_lists and max_lone are together not in 1..8192";
+  }
   return nullptr;
+}
+
+// Warps of a sort into num_lists lists and the two that follow: as many as have points, and
+// counters of their own.
+inline int32_t KMeansSortWarps(int32_t max_points, int32_t num_lists) {
+  const int32_t counters_bytes = (num_lists + 2) * int32_t{sizeof(int32_t)};
+  return std::clamp(std::min(kKMeansSortBytes / counters_bytes, CeilDiv(max_points, 32)), 1,
+                    kKMeansMaxSortWarps);
 }
 
 // Host only. REQUIRES: KMeansCudaUnsupported of the same bounds is null.
 inline KMeansPlan PlanKMeans(int32_t num_problems, int32_t head_dim, int32_t max_points,
-                             int32_t max_lists, int32_t iterations) {
-  KMeansPlan plan = {num_problems, head_dim, max_points, max_lists, iterations, 0, 0, 0};
+                             int32_t max_lists, int32_t iterations, int32_t max_lone = 0) {
+  KMeansPlan plan = {num_problems, head_dim, max_points, max_lists, iterations,
+                     max_lone,     0,        0,          0,         0};
   plan.max_parts = CeilDiv(max_points, kKMeansPartPoints);
   plan.padded_lists = CeilDiv(max_lists, kKMeansListsAlignment) * kKMeansListsAlignment;
-  const int32_t counters_bytes = (max_lists + 2) * int32_t{sizeof(int32_t)};
-  plan.sort_warps = std::clamp(std::min(kKMeansSortBytes / counters_bytes, CeilDiv(max_points, 32)),
-                               1, kKMeansMaxSortWarps);
+  plan.sort_warps = KMeansSortWarps(max_points, max_lists);
+  plan.lone_sort_warps = KMeansSortWarps(max_points, max_lists + max_lone);
   return plan;
 }
 
@@ -71,7 +85,8 @@ struct KMeansWorkspace {
   int32_t* part_counts = nullptr;  // [num_problems, max_parts]: ordinary points
   float* centers = nullptr;        // [num_problems, head_dim]: mean point; cosine: its direction
   float* inverse_norms = nullptr;  // [num_problems, max_points]: 1 / |x|
-  float* distances = nullptr;      // [num_problems, max_points], for lists that restart
+  float* distances = nullptr;      // [num_problems, max_points], for lists that restart and, at
+                                   // the end, for lone points
   uint16_t* rows = nullptr;        // [num_problems, padded_lists, row channels]: centroid - center
   float* biases = nullptr;         // [num_problems, padded_lists]; -infinity: no such list
   float* list_objectives = nullptr;  // [num_problems, max_lists]
@@ -115,9 +130,10 @@ inline size_t KMeansCudaWorkspaceBytes(const KMeansPlan& plan) {
 inline bool KMeansPlanServes(const KMeansPlan& plan, const KMeansParams& p) {
   return p.num_problems == plan.num_problems && p.head_dim == plan.head_dim &&
          p.max_points == plan.max_points && p.max_lists == plan.max_lists &&
-         p.iterations == plan.iterations && p.dtype != DType::kFloat32 &&
-         KMeansCudaUnsupported(p.num_problems, p.head_dim, p.max_points, p.max_lists,
-                               p.iterations) == nullptr;
+         p.iterations == plan.iterations && p.max_lone == plan.max_lone &&
+         p.dtype != DType::kFloat32 &&
+         KMeansCudaUnsupported(p.num_problems, p.head_dim, p.max_points, p.max_lists, p.iterations,
+                               p.max_lone) == nullptr;
 }
 
 }  // namespace semkv

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "csrc/ops/numeric/float_convert.h"
@@ -44,7 +45,8 @@ class Trainer {
   int64_t Assign();
   void Move();
   void Restart();
-  void Store(int32_t iterations) const;
+  void StoreTrained(int32_t iterations) const;
+  void SetLonePointsApart();
   template <typename Id>
   void StoreLists() const;
 
@@ -161,28 +163,7 @@ void Trainer::Restart() {
   }
 }
 
-template <typename Id>
-void Trainer::StoreLists() const {
-  const int32_t num_labels = problem_.num_lists + 2;
-  Id* offsets = static_cast<Id*>(params_.offsets) + index_ * (params_.max_lists + 3);
-  Id* members = static_cast<Id*>(params_.members) + index_ * params_.max_points;
-  int32_t end = 0;
-  for (int32_t label = 0; label < num_labels; ++label) {
-    offsets[label] = static_cast<Id>(end);
-    for (int32_t i = 0; i < problem_.num_points; ++i) {
-      if (labels_[i] == label) members[end++] = static_cast<Id>(i);
-    }
-  }
-  offsets[num_labels] = static_cast<Id>(end);
-}
-
-void Trainer::Store(int32_t iterations) const {
-  std::copy(labels_.begin(), labels_.end(), params_.labels + index_ * params_.max_points);
-  if (KMeansIsNarrow(params_.max_points)) {
-    StoreLists<uint16_t>();
-  } else {
-    StoreLists<uint32_t>();
-  }
+void Trainer::StoreTrained(int32_t iterations) const {
   float* centroid = params_.centroids + index_ * params_.max_lists * params_.head_dim;
   std::fill_n(centroid, int64_t{problem_.num_lists} * params_.head_dim, 0.0f);
   for (const Row& row : centroids_) {
@@ -198,6 +179,42 @@ void Trainer::Store(int32_t iterations) const {
   params_.iterations_done[index_] = iterations;
 }
 
+void Trainer::SetLonePointsApart() {
+  std::vector<std::pair<double, int32_t>> farthest;  // -distance, point
+  for (size_t i = 0; i < points_.size(); ++i) {
+    const double distance = SquaredDistance(points_[i], centroids_[labels_[ordinary_[i]]]);
+    if (distance <= kKMeansRoundingSquared * Dot(points_[i], points_[i])) continue;
+    farthest.emplace_back(-distance, ordinary_[i]);
+  }
+  std::sort(farthest.begin(), farthest.end());
+  farthest.resize(std::min<size_t>(farthest.size(), problem_.num_lone));
+  std::vector<bool> leaves(labels_.size(), false);
+  for (const auto& [distance, point] : farthest) leaves[point] = true;
+  int32_t lone = problem_.num_lists;
+  for (size_t i = 0; i < labels_.size(); ++i) {
+    if (leaves[i]) {
+      labels_[i] = lone++;
+    } else if (labels_[i] >= problem_.num_lists) {
+      labels_[i] += problem_.num_lone;
+    }
+  }
+}
+
+template <typename Id>
+void Trainer::StoreLists() const {
+  const int32_t num_labels = problem_.num_lists + problem_.num_lone + 2;
+  Id* offsets = static_cast<Id*>(params_.offsets) + index_ * KMeansMaxOffsets(params_);
+  Id* members = static_cast<Id*>(params_.members) + index_ * params_.max_points;
+  int32_t end = 0;
+  for (int32_t label = 0; label < num_labels; ++label) {
+    offsets[label] = static_cast<Id>(end);
+    for (int32_t i = 0; i < problem_.num_points; ++i) {
+      if (labels_[i] == label) members[end++] = static_cast<Id>(i);
+    }
+  }
+  offsets[num_labels] = static_cast<Id>(end);
+}
+
 void Trainer::Train() {
   LoadPoints();
   ChooseCentroids();
@@ -208,7 +225,14 @@ void Trainer::Train() {
     ++iterations;
     if (Assign() * 1000 < static_cast<int64_t>(points_.size())) break;
   }
-  Store(iterations);
+  StoreTrained(iterations);
+  SetLonePointsApart();
+  std::copy(labels_.begin(), labels_.end(), params_.labels + index_ * params_.max_points);
+  if (KMeansIsNarrow(params_.max_points)) {
+    StoreLists<uint16_t>();
+  } else {
+    StoreLists<uint32_t>();
+  }
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// k-means on the GPU, sort: labels to inverted lists, and whether the problem is done.
+// k-means on the GPU, sort: labels to inverted lists, and whether the problem is done. Once more at
+// the end where points have left their lists.
 //
 // A stable counting sort by one CTA per problem. Each warp has a stretch of the points and counts
 // its labels in shared memory; sums over labels, and within a label over warps, say where each
@@ -103,21 +104,18 @@ __device__ inline void FinishIteration(const KMeansLaunch& launch, int32_t probl
   launch.op.iterations_done[problem] = launch.iteration;
 }
 
-// grid = problems; plan.sort_warps warps.
-__global__ void __launch_bounds__(kKMeansMaxSortWarps* kWarpSize)
-    KMeansSortKernel(const __grid_constant__ KMeansLaunch launch) {
-  const int32_t problem = static_cast<int32_t>(blockIdx.x);
-  const KMeansTask task = GetKMeansTask(launch, problem);
-  if (task.state->is_done != 0) return;
+// Per CTA: the lists of the task's labels, [0, num_labels). Returns, in thread 0, how many of the
+// first num_used are empty.
+__device__ inline int32_t SortByLabel(const KMeansTask& task, int32_t num_warps, int32_t num_labels,
+                                      int32_t num_used) {
   SortShared& shared = SharedMemory<SortShared>();
-  const int32_t num_used = task.state->num_used;
   SortCta cta;
   cta.thread = static_cast<int32_t>(threadIdx.x);
   cta.warp = cta.thread / kWarpSize;
   cta.lane = cta.thread % kWarpSize;
-  cta.num_warps = launch.plan.sort_warps;
+  cta.num_warps = num_warps;
   cta.num_threads = cta.num_warps * kWarpSize;
-  cta.num_labels = task.num_lists + 2;
+  cta.num_labels = num_labels;
   cta.begin = static_cast<int32_t>(int64_t{task.num_points} * cta.warp / cta.num_warps);
   cta.end = static_cast<int32_t>(int64_t{task.num_points} * (cta.warp + 1) / cta.num_warps);
   cta.counts = reinterpret_cast<int32_t*>(DynamicSharedMemory());
@@ -143,9 +141,27 @@ __global__ void __launch_bounds__(kKMeansMaxSortWarps* kWarpSize)
   });
   __syncthreads();
   PlacePoints(task, cta);
-  if (cta.thread != 0) return;
-  StoreId(task, task.offsets, cta.num_labels, task.num_points);
-  FinishIteration(launch, problem, shared.num_empty, *task.state);
+  if (cta.thread == 0) StoreId(task, task.offsets, cta.num_labels, task.num_points);
+  return shared.num_empty;
+}
+
+// grid = problems; plan.sort_warps warps.
+__global__ void __launch_bounds__(kKMeansMaxSortWarps* kWarpSize)
+    KMeansSortKernel(const __grid_constant__ KMeansLaunch launch) {
+  const int32_t problem = static_cast<int32_t>(blockIdx.x);
+  const KMeansTask task = GetKMeansTask(launch, problem);
+  if (task.state->is_done != 0) return;
+  const int32_t num_empty =
+      SortByLabel(task, launch.plan.sort_warps, task.num_lists + 2, task.state->num_used);
+  if (threadIdx.x == 0) FinishIteration(launch, problem, num_empty, *task.state);
+}
+
+// grid = problems; plan.lone_sort_warps warps. The labels are those of KMeansLoneKernel.
+__global__ void __launch_bounds__(kKMeansMaxSortWarps* kWarpSize)
+    KMeansLoneSortKernel(const __grid_constant__ KMeansLaunch launch) {
+  const KMeansTask task = GetKMeansTask(launch, static_cast<int32_t>(blockIdx.x));
+  if (task.num_lone == 0) return;
+  SortByLabel(task, launch.plan.lone_sort_warps, task.num_lists + task.num_lone + 2, 0);
 }
 
 }  // namespace semkv::cuda

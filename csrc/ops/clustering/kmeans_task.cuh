@@ -31,11 +31,11 @@ struct KMeansLaunch {
 struct KMeansTask {
   const uint16_t* points;
   int64_t stride;
-  int32_t num_points, num_lists, head_dim;
+  int32_t num_points, num_lists, num_lone, head_dim;
   KMeansMetric metric;
   bool is_narrow;
   KMeansState* state;
-  uint16_t* labels;
+  uint16_t* labels;  // num_lists and the next: zero, not finite; behind the lone ones at the end
   void* offsets;
   void* members;
   float* centroids;
@@ -58,13 +58,14 @@ __device__ inline KMeansTask GetKMeansTask(const KMeansLaunch& launch, int32_t p
   task.stride = p.problems[i].point_stride;
   task.num_points = p.problems[i].num_points;
   task.num_lists = p.problems[i].num_lists;
+  task.num_lone = p.problems[i].num_lone;
   task.head_dim = p.head_dim;
   task.metric = p.metric;
   task.is_narrow = KMeansIsNarrow(p.max_points);
   task.state = w.states + i;
   task.labels = p.labels + i * p.max_points;
   const int64_t size = task.is_narrow ? sizeof(uint16_t) : sizeof(uint32_t);
-  task.offsets = static_cast<std::byte*>(p.offsets) + i * (p.max_lists + 3) * size;
+  task.offsets = static_cast<std::byte*>(p.offsets) + i * KMeansMaxOffsets(p) * size;
   task.members = static_cast<std::byte*>(p.members) + i * p.max_points * size;
   task.centroids = p.centroids + i * p.max_lists * p.head_dim;
   task.center = w.centers + i * p.head_dim;
@@ -129,6 +130,14 @@ __device__ inline float WarpDot(const float (&x)[kKMeansUnit], const float (&y)[
   float sum = 0.0f;
   for (int32_t i = 0; i < kKMeansUnit; ++i) sum = fmaf(x[i], y[i], sum);
   return WarpSum(sum);
+}
+
+// Per warp: |x - y|^2.
+__device__ inline float SquaredDistance(const float (&x)[kKMeansUnit],
+                                        const float (&y)[kKMeansUnit]) {
+  float difference[kKMeansUnit];
+  for (int32_t i = 0; i < kKMeansUnit; ++i) difference[i] = x[i] - y[i];
+  return WarpDot(difference, difference);
 }
 
 __device__ inline float InverseNorm(float squared) {

@@ -39,6 +39,33 @@ __device__ inline ElementBits<kTo> ConvertElement(ElementBits<kFrom> bits) {
   }
 }
 
+#ifdef SEMKV_SIMT
+
+template <DType kDType>
+__device__ inline void UnpackPair(uint32_t pair, float& low, float& high) {
+  static_assert(kDType != DType::kFloat32);
+  low = FloatFromElement<kDType>(static_cast<uint16_t>(pair));
+  high = FloatFromElement<kDType>(static_cast<uint16_t>(pair >> 16));
+}
+
+#else
+
+// Two elements of 16 bits as floats: exact, and one instruction each. NaN stays NaN, but not which.
+template <DType kDType>
+__device__ __forceinline__ void UnpackPair(uint32_t pair, float& low, float& high) {
+  static_assert(kDType != DType::kFloat32);
+  if constexpr (kDType == DType::kFloat16) {
+    asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+        : "=f"(low), "=f"(high)
+        : "r"(pair));
+  } else {
+    low = FloatFromBits(pair << 16);
+    high = FloatFromBits(pair & 0xffff0000u);
+  }
+}
+
+#endif
+
 }  // namespace semkv
 
 #endif  // SEMKV_OPS_CUDA_ELEMENT_CUH_

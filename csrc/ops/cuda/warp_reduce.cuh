@@ -18,6 +18,11 @@ __device__ inline T WarpSum(T x) {
   return x;
 }
 
+__device__ inline uint32_t WarpOr(uint32_t x) {
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) x |= __shfl_xor_sync(kAllLanes, x, mask);
+  return x;
+}
+
 // Of numbers: NaN is left out, as by fmaxf.
 __device__ inline float WarpMax(float x) {
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {

@@ -33,6 +33,15 @@ SEMKV_HOST_DEVICE inline uint16_t BFloat16FromFloat(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// The greatest bfloat16 that is not above x, and the least that is not below it. Not for NaN.
+SEMKV_HOST_DEVICE inline uint16_t BFloat16Below(float x) {
+  return static_cast<uint16_t>((FloatBits(x) + (x < 0.0f ? 0xffffu : 0u)) >> 16);
+}
+
+SEMKV_HOST_DEVICE inline uint16_t BFloat16Above(float x) {
+  return static_cast<uint16_t>((FloatBits(x) + (x > 0.0f ? 0xffffu : 0u)) >> 16);
+}
+
 SEMKV_HOST_DEVICE inline float FloatFromFloat16(uint16_t x) {
   const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
   const uint32_t magnitude = x & 0x7fffu;

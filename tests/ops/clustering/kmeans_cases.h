@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -31,7 +32,7 @@ enum class KMeansData {
 
 struct KMeansCase {
   struct Size {
-    int32_t num_points, num_lists;
+    int32_t num_points, num_lists, num_lone = 0;
   };
   int32_t head_dim = 64;
   DType dtype = DType::kBFloat16;
@@ -55,8 +56,9 @@ struct KMeansInput {
     for (const KMeansCase::Size& size : c.sizes) {
       params.max_points = std::max(params.max_points, size.num_points + c.more_points);
       params.max_lists = std::max(params.max_lists, size.num_lists);
+      params.max_lone = std::max(params.max_lone, size.num_lone);
       points.push_back(Encode(c, MakePoints(c, size.num_points, rng)));
-      problems.push_back({nullptr, 2 * c.head_dim, size.num_points, size.num_lists});
+      problems.push_back({nullptr, 2 * c.head_dim, size.num_points, size.num_lists, size.num_lone});
     }
     for (size_t i = 0; i < problems.size(); ++i) problems[i].points = points[i].data();
     if (c.draws) {
@@ -72,7 +74,7 @@ struct KMeansInput {
     const int64_t num = params.num_problems;
     labels.assign(num * params.max_points, kLabelGuard);
     const int64_t id_bytes = KMeansIsNarrow(params.max_points) ? 2 : 4;
-    offsets.assign(num * (params.max_lists + 3) * id_bytes, 0xcd);
+    offsets.assign(num * KMeansMaxOffsets(params) * id_bytes, 0xcd);
     members.assign(num * params.max_points * id_bytes, 0xcd);
     centroids.assign(num * params.max_lists * params.head_dim, kFloatGuard);
     objectives.assign(num, kFloatGuard);
@@ -140,7 +142,7 @@ struct KMeansInput {
     return wide;
   }
   uint32_t Offset(int32_t problem, int32_t list) const {
-    return Id(offsets, int64_t{problem} * (params.max_lists + 3) + list);
+    return Id(offsets, int64_t{problem} * KMeansMaxOffsets(params) + list);
   }
   uint32_t Member(int32_t problem, int64_t place) const {
     return Id(members, int64_t{problem} * params.max_points + place);
@@ -165,21 +167,22 @@ struct KMeansInput {
 inline void ExpectLists(const KMeansInput& input, int32_t problem) {
   const KMeansProblem& p = input.problems[problem];
   const uint32_t guard = KMeansIsNarrow(input.params.max_points) ? 0xcdcdu : 0xcdcdcdcdu;
+  const int32_t num_labels = p.num_lists + p.num_lone + 2;
   std::vector<uint32_t> members;
-  for (int32_t list = 0; list < p.num_lists + 2; ++list) {
+  for (int32_t list = 0; list < num_labels; ++list) {
     ASSERT_EQ(input.Offset(problem, list), members.size()) << "list " << list;
     for (int32_t i = 0; i < p.num_points; ++i) {
       if (input.Label(problem, i) == list) members.push_back(static_cast<uint32_t>(i));
     }
   }
   ASSERT_EQ(members.size(), static_cast<size_t>(p.num_points)) << "a label is out of range";
-  ASSERT_EQ(input.Offset(problem, p.num_lists + 2), members.size());
+  ASSERT_EQ(input.Offset(problem, num_labels), members.size());
   for (int32_t i = 0; i < p.num_points; ++i) ASSERT_EQ(input.Member(problem, i), members[i]) << i;
   for (int32_t i = p.num_points; i < input.params.max_points; ++i) {
     ASSERT_EQ(input.Member(problem, i), guard);
     ASSERT_EQ(input.Label(problem, i), kLabelGuard);
   }
-  for (int32_t i = p.num_lists + 3; i < input.params.max_lists + 3; ++i) {
+  for (int32_t i = num_labels + 1; i < KMeansMaxOffsets(input.params); ++i) {
     ASSERT_EQ(input.Offset(problem, i), guard);
   }
   for (int32_t i = p.num_lists; i < input.params.max_lists; ++i) {
@@ -202,7 +205,8 @@ struct SeenPoints {
       }
       const bool is_zero = squared <= kKMeansZeroNormSquared;
       const bool is_finite = squared <= std::numeric_limits<float>::max();
-      kinds.push_back(is_zero ? p.num_lists : is_finite ? 0 : p.num_lists + 1);
+      const int32_t zeros = p.num_lists + p.num_lone;
+      kinds.push_back(is_zero ? zeros : is_finite ? 0 : zeros + 1);
       num_ordinary += kinds.back() == 0;
       if (input.params.metric == KMeansMetric::kCosine) {
         for (double& value : x) value /= std::sqrt(squared);
@@ -226,21 +230,35 @@ inline double SquaredDistance(const std::vector<double>& x, const float* y) {
   return squared;
 }
 
-// Labels are the nearest of the centroids that came out, and the objective is theirs. Assignment
-// rounds centroids (less the mean) to the points' dtype: each then lies at most u |c - mean| off,
-// so a point's own is at most 2 u max |c - mean| farther than the nearest (triangle inequality; u
-// is half of the distance of numbers next to 1). All points together lose far less.
-inline void ExpectNearest(const KMeansInput& input, int32_t problem) {
-  const KMeansProblem& p = input.problems[problem];
+// How much farther than the nearest centroid a point's own may be. Assignment rounds centroids
+// (less the mean) to the points' dtype: each then lies at most u |c - mean| off, so it is at most
+// 2 u max |c - mean| (triangle inequality; u is half of the distance of numbers next to 1).
+inline double NearestSlack(const KMeansInput& input, int32_t problem, const SeenPoints& seen) {
   const bool cosine = input.params.metric == KMeansMetric::kCosine;
-  const SeenPoints seen(input, problem);
-  const int32_t num_used = std::min(p.num_lists, seen.num_ordinary);
   double greatest = 0.0;
-  for (int32_t c = 0; c < num_used; ++c) {
+  for (int32_t c = 0; c < std::min(input.problems[problem].num_lists, seen.num_ordinary); ++c) {
     greatest = std::max(greatest, SquaredDistance(seen.mean, input.Centroid(problem, c)));
   }
   const double u = input.params.dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11;
-  const double slack = 2.0 * u * (cosine ? 2.0 : std::sqrt(greatest)) + 1e-5;
+  return 2.0 * u * (cosine ? 2.0 : std::sqrt(greatest)) + 1e-5;
+}
+
+// Squared, of an ordinary point.
+inline double NearestDistance(const KMeansInput& input, int32_t problem, const SeenPoints& seen,
+                              int32_t point) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int32_t c = 0; c < std::min(input.problems[problem].num_lists, seen.num_ordinary); ++c) {
+    best = std::min(best, SquaredDistance(seen.points[point], input.Centroid(problem, c)));
+  }
+  return best;
+}
+
+// Labels are the nearest of the centroids that came out, and the objective is theirs: all points
+// together lose far less than one may. Which list a lone point has left is not to be seen.
+inline void ExpectNearest(const KMeansInput& input, int32_t problem, const SeenPoints& seen) {
+  const KMeansProblem& p = input.problems[problem];
+  const int32_t num_used = std::min(p.num_lists, seen.num_ordinary);
+  const double slack = NearestSlack(input, problem, seen);
   double objective = 0.0, least = 0.0, norms = 0.0;
   for (int32_t i = 0; i < p.num_points; ++i) {
     const int32_t label = input.Label(problem, i);
@@ -248,26 +266,82 @@ inline void ExpectNearest(const KMeansInput& input, int32_t problem) {
       ASSERT_EQ(label, seen.kinds[i]) << "point " << i;
       continue;
     }
-    ASSERT_LT(label, num_used) << "point " << i;
-    double best = std::numeric_limits<double>::infinity();
-    for (int32_t c = 0; c < num_used; ++c) {
-      best = std::min(best, SquaredDistance(seen.points[i], input.Centroid(problem, c)));
-    }
-    const double own = SquaredDistance(seen.points[i], input.Centroid(problem, label));
+    const bool is_lone = label >= p.num_lists && label < p.num_lists + p.num_lone;
+    ASSERT_TRUE(is_lone || label < num_used) << "point " << i << ", label " << label;
+    const double best = NearestDistance(input, problem, seen, i);
+    const double own =
+        is_lone ? best : SquaredDistance(seen.points[i], input.Centroid(problem, label));
     ASSERT_LE(std::sqrt(own), std::sqrt(best) + slack) << "point " << i;
     objective += own;
     least += best;
     for (double x : seen.points[i]) norms += x * x;
   }
   EXPECT_LE(objective, least * 1.001 + 1e-6 * norms);
-  EXPECT_NEAR(input.objectives[problem], objective, 1e-4 * objective + 1e-5 * norms);
+  EXPECT_NEAR(input.objectives[problem], objective,
+              (p.num_lone > 0 ? 1e-3 : 1e-4) * objective + 1e-5 * norms);
+}
+
+// Lone points have lists in their order, none that stayed is farther from its centroid, and they
+// are as many as asked for, or all those off their centroids.
+inline void ExpectLonePoints(const KMeansInput& input, int32_t problem, const SeenPoints& seen) {
+  const KMeansProblem& p = input.problems[problem];
+  int32_t num_lone = 0, num_off = 0;
+  double nearest_lone = std::numeric_limits<double>::infinity(), farthest = 0.0;
+  for (int32_t i = 0; i < p.num_points; ++i) {
+    if (seen.kinds[i] != 0) continue;
+    const int32_t label = input.Label(problem, i);
+    if (label >= p.num_lists) {
+      ASSERT_EQ(label, p.num_lists + num_lone++) << "point " << i;
+      nearest_lone = std::min(nearest_lone, NearestDistance(input, problem, seen, i));
+      continue;
+    }
+    const double own = SquaredDistance(seen.points[i], input.Centroid(problem, label));
+    const double square = std::inner_product(seen.points[i].begin(), seen.points[i].end(),
+                                             seen.points[i].begin(), 0.0);
+    num_off += own > 1.01 * kKMeansRoundingSquared * square;
+    farthest = std::max(farthest, own);
+  }
+  EXPECT_LE(num_lone, p.num_lone);
+  EXPECT_TRUE(num_lone == p.num_lone || num_off == 0) << num_lone << " of " << p.num_lone;
+  const double slack = NearestSlack(input, problem, seen);
+  EXPECT_GE((std::sqrt(nearest_lone) + slack) * 1.0001, std::sqrt(farthest));
+}
+
+// The points that left the lists of `trained_labels`, which a run without lone points gave, are
+// those farthest from their centroids as far as float32 can tell; all others are where they were.
+inline void ExpectFarthestLeft(const KMeansInput& input,
+                               const std::vector<uint16_t>& trained_labels) {
+  for (int32_t problem = 0; problem < input.params.num_problems; ++problem) {
+    SCOPED_TRACE("problem " + std::to_string(problem));
+    const KMeansProblem& p = input.problems[problem];
+    const SeenPoints seen(input, problem);
+    double nearest_lone = std::numeric_limits<double>::infinity(), farthest = 0.0;
+    for (int32_t i = 0; i < p.num_points; ++i) {
+      const int32_t label = input.Label(problem, i);
+      const int32_t trained = trained_labels[int64_t{problem} * input.params.max_points + i];
+      if (trained >= p.num_lists) {
+        ASSERT_EQ(label, trained + p.num_lone) << "point " << i;
+        continue;
+      }
+      const double own = SquaredDistance(seen.points[i], input.Centroid(problem, trained));
+      if (label >= p.num_lists) {
+        nearest_lone = std::min(nearest_lone, own);
+      } else {
+        ASSERT_EQ(label, trained) << "point " << i;
+        farthest = std::max(farthest, own);
+      }
+    }
+    EXPECT_GE(nearest_lone * 1.0001, farthest);
+  }
 }
 
 inline void ExpectResult(const KMeansInput& input) {
   for (int32_t problem = 0; problem < input.params.num_problems; ++problem) {
     SCOPED_TRACE("problem " + std::to_string(problem));
     ExpectLists(input, problem);
-    ExpectNearest(input, problem);
+    const SeenPoints seen(input, problem);
+    ExpectNearest(input, problem, seen);
+    ExpectLonePoints(input, problem, seen);
     EXPECT_GE(input.iterations_done[problem], 0);
     EXPECT_LE(input.iterations_done[problem], input.params.iterations);
   }
@@ -282,6 +356,28 @@ inline std::vector<KMeansCase::Size> OddSizes() {
   return {{5, 9}, {1, 1}, {0, 3}, {33, 1}, {255, 16}, {256, 17}, {257, 64}, {300, 65}, {64, 64}};
 }
 
+// Distances are exact (with iterations 0 centroids are points) and many of them equal. Problems
+// without lone points, with some, with more than there are points off their centroids.
+inline KMeansCase ExactLoneCase(int32_t head_dim, DType dtype) {
+  KMeansCase c;
+  c.head_dim = head_dim;
+  c.dtype = dtype;
+  c.data = KMeansData::kIntegers;
+  c.iterations = 0;
+  c.sizes = {{300, 20, 0}, {1500, 40, 110}, {40, 33, 20}, {64, 8, 1}, {2, 1, 2}, {0, 3, 4}};
+  return c;
+}
+
+// Points that are not ordinary, in twos that are opposite: the mean stays 0.
+inline void AddExtraordinaryPairs(KMeansInput& input) {
+  for (int32_t problem = 0; problem < input.params.num_problems; ++problem) {
+    for (int32_t i = 0; i < input.problems[problem].num_points / 2 * 2; ++i) {
+      if (i / 2 % 11 == 3) input.SetAll(problem, i, 0.0f);
+      if (i / 2 % 13 == 4) input.Set(problem, i, 5, std::numeric_limits<float>::infinity());
+    }
+  }
+}
+
 inline KMeansCase RandomKMeansCase(std::mt19937_64& rng) {
   KMeansCase c;
   c.head_dim = kKMeansHeadDims[rng() % 5];
@@ -293,7 +389,9 @@ inline KMeansCase RandomKMeansCase(std::mt19937_64& rng) {
   c.sizes.clear();
   for (uint64_t i = 1 + rng() % 3; i > 0; --i) {
     const int32_t n = static_cast<int32_t>(rng() % 400);
-    c.sizes.push_back({n, 1 + static_cast<int32_t>(rng() % (1 + n / 4))});
+    const int32_t num_lists = 1 + static_cast<int32_t>(rng() % (1 + n / 4));
+    const int32_t num_lone = rng() % 2 == 0 ? 0 : static_cast<int32_t>(rng() % (2 + n / 4));
+    c.sizes.push_back({n, num_lists, num_lone});
   }
   return c;
 }

@@ -3,6 +3,8 @@
 #ifndef SEMKV_TESTS_OPS_CLUSTERING_KMEANS_SIMT_H_
 #define SEMKV_TESTS_OPS_CLUSTERING_KMEANS_SIMT_H_
 
+#include <gtest/gtest.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -21,7 +23,7 @@ class KMeansSimt {
   KMeansSimt(KMeansInput& input, uint64_t seed)
       : input_(input),
         plan_(PlanKMeans(input.params.num_problems, input.params.head_dim, input.params.max_points,
-                         input.params.max_lists, input.params.iterations)),
+                         input.params.max_lists, input.params.iterations, input.params.max_lone)),
         memory_(KMeansCudaWorkspaceBytes(plan_) + kKMeansWorkspaceAlignment, std::byte{0xff}) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.data());
     const uintptr_t aligned =
@@ -34,6 +36,7 @@ class KMeansSimt {
   }
 
   const KMeansPlan& plan() const { return plan_; }
+  int32_t num_launches() const { return num_launches_; }  // of Run
 
   // Returns the first error; "" when all went well.
   std::string Run() {
@@ -42,6 +45,7 @@ class KMeansSimt {
         run_, [&](auto* kernel, const LaunchShape& shape, const cuda::KMeansLaunch& launch) {
           errors = LaunchOne(kernel, shape, launch).Errors();
           ++options_.seed;
+          ++num_launches_;
           return errors.empty();
         });
     return errors;
@@ -126,7 +130,36 @@ class KMeansSimt {
   std::vector<std::byte> memory_;
   cuda::KMeansLaunch run_;
   simt::LaunchOptions options_;
+  int32_t num_launches_ = 0;
 };
+
+// What a run wrote.
+struct Result {
+  explicit Result(const KMeansInput& input)
+      : labels(input.labels),
+        offsets(input.offsets),
+        members(input.members),
+        centroids(input.centroids),
+        objectives(input.objectives),
+        iterations_done(input.iterations_done) {}
+
+  std::vector<uint16_t> labels;
+  std::vector<uint8_t> offsets, members;
+  std::vector<float> centroids, objectives;
+  std::vector<int32_t> iterations_done;
+};
+
+inline Result RunReference(KMeansInput& input) {
+  input.Reset();
+  KMeansReference(input.params);
+  return Result(input);
+}
+
+inline Result RunSimt(KMeansInput& input, uint64_t seed = 1) {
+  input.Reset();
+  EXPECT_EQ(KMeansSimt(input, seed).Run(), "");
+  return Result(input);
+}
 
 }  // namespace semkv::testing
 

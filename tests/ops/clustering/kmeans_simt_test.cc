@@ -23,34 +23,9 @@ using testing::KMeansCase;
 using testing::KMeansData;
 using testing::KMeansInput;
 using testing::KMeansSimt;
-
-// What a run wrote.
-struct Result {
-  explicit Result(const KMeansInput& input)
-      : labels(input.labels),
-        offsets(input.offsets),
-        members(input.members),
-        centroids(input.centroids),
-        objectives(input.objectives),
-        iterations_done(input.iterations_done) {}
-
-  std::vector<uint16_t> labels;
-  std::vector<uint8_t> offsets, members;
-  std::vector<float> centroids, objectives;
-  std::vector<int32_t> iterations_done;
-};
-
-Result RunReference(KMeansInput& input) {
-  input.Reset();
-  KMeansReference(input.params);
-  return Result(input);
-}
-
-Result RunSimt(KMeansInput& input, uint64_t seed = 1) {
-  input.Reset();
-  EXPECT_EQ(KMeansSimt(input, seed).Run(), "");
-  return Result(input);
-}
+using testing::Result;
+using testing::RunReference;
+using testing::RunSimt;
 
 void ExpectSimtIsAsGoodAsReference(KMeansInput& input) {
   const Result expected = RunReference(input);
@@ -343,13 +318,14 @@ TEST(KMeansSimtTest, EveryScheduleGivesTheSameBits) {
   KMeansCase c;
   c.head_dim = 96;
   c.iterations = 2;
-  c.sizes = {{530, 40}, {90, 6}};
+  c.sizes = {{530, 40, 30}, {90, 6, 20}};
   KMeansInput input(c, rng);
   for (int32_t i = 1; i < 30; ++i) input.CopyPoint(1, 0, 3 * i);
   const Result first = RunSimt(input, 1);
   for (uint64_t seed : {100, 200, 300, 400}) {
     const Result other = RunSimt(input, seed);
     EXPECT_EQ(other.labels, first.labels);
+    EXPECT_EQ(other.offsets, first.offsets);
     EXPECT_EQ(other.members, first.members);
     EXPECT_EQ(other.centroids, first.centroids);
     EXPECT_EQ(other.objectives, first.objectives);
@@ -368,11 +344,97 @@ TEST(KMeansSimtTest, ManyListsAndManyPoints) {
   many_lists.draws.resize(8192);
   ExpectSimtIsAsGoodAsReference(many_lists);
   EXPECT_EQ(KMeansSimt(many_lists, 1).plan().sort_warps, 5);
+  // As do those of few lists and many lone points.
+  c.sizes = {{700, 20, 650}};
+  KMeansInput many_lone(c, rng);
+  many_lone.params.max_lone = 8192 - 20;
+  ExpectSimtIsAsGoodAsReference(many_lone);
+  EXPECT_EQ(KMeansSimt(many_lone, 1).plan().sort_warps, 22);
+  EXPECT_EQ(KMeansSimt(many_lone, 1).plan().lone_sort_warps, 5);
   // Above 65,535 points offsets and members are 32-bit numbers.
-  c.sizes = {{300, 9}, {130, 7}};
+  c.sizes = {{300, 9, 20}, {130, 7, 0}};
   c.more_points = 65536;
   KMeansInput wide(c, rng);
   ExpectSimtIsAsGoodAsReference(wide);
+}
+
+// Of equally far points the lowest leave, whatever warp they fall to.
+TEST(KMeansSimtTest, LonePointsOfExactDistancesEqualTheReference) {
+  std::mt19937_64 rng(15);
+  for (int32_t head_dim : {64, 80, 256}) {
+    SCOPED_TRACE(head_dim);
+    const DType dtype = head_dim == 80 ? DType::kBFloat16 : DType::kFloat16;
+    KMeansInput input(testing::ExactLoneCase(head_dim, dtype), rng);
+    testing::AddExtraordinaryPairs(input);
+    // In the others no point is off its centroid, or none ordinary.
+    for (int32_t i = 0; i < 64 && head_dim != 80; ++i) {
+      input.SetAll(3, i, head_dim == 64 ? 2.0f : 0.0f);
+    }
+    const Result expected = RunReference(input);
+    testing::ExpectResult(input);
+    const Result result = RunSimt(input);
+    EXPECT_EQ(result.labels, expected.labels);
+    EXPECT_EQ(result.offsets, expected.offsets);
+    EXPECT_EQ(result.members, expected.members);
+    EXPECT_EQ(result.centroids, expected.centroids);
+  }
+}
+
+TEST(KMeansSimtTest, LonePointsAreTheFarthestAndNothingElseChanges) {
+  std::mt19937_64 rng(16);
+  for (KMeansMetric metric : {KMeansMetric::kCenteredL2, KMeansMetric::kCosine}) {
+    KMeansCase c;
+    c.metric = metric;
+    c.iterations = 3;
+    c.sizes = {{400, 16, 24}, {130, 9, 0}, {257, 30, 64}, {60, 40, 60}};
+    KMeansInput input(c, rng);
+    testing::AddExtraordinaryPoints(input, rng);
+    const std::vector<KMeansProblem> problems = input.problems;
+    for (KMeansProblem& problem : input.problems) problem.num_lone = 0;
+    const Result trained = RunSimt(input);
+    input.problems = problems;
+    const Result lone = RunSimt(input);
+    testing::ExpectResult(input);
+    testing::ExpectFarthestLeft(input, trained.labels);
+    EXPECT_EQ(lone.centroids, trained.centroids);
+    EXPECT_EQ(lone.objectives, trained.objectives);
+    EXPECT_EQ(lone.iterations_done, trained.iterations_done);
+  }
+}
+
+// What is within rounding of a long point is far off for a short one.
+TEST(KMeansSimtTest, PointsWithinRoundingOfTheirCentroidsAreNotLone) {
+  std::mt19937_64 rng(18);
+  KMeansCase c;
+  c.head_dim = 256;
+  c.dtype = DType::kFloat16;
+  c.iterations = 1;
+  c.sizes = {{20, 1, 5}, {20, 1, 5}};
+  KMeansInput input(c, rng);
+  for (int32_t i = 0; i < 20; ++i) {
+    input.SetAll(0, i, 1024.0f);
+    input.Set(0, i, 7, i % 2 == 0 ? 1024.0f : 1025.0f);
+    input.SetAll(1, i, 0x1p-14f);
+    input.Set(1, i, 7, i % 2 == 0 ? 0x1p-14f : 0x1p-13f);
+  }
+  const Result expected = RunReference(input);
+  EXPECT_EQ(RunSimt(input).labels, expected.labels);
+  for (int32_t i = 0; i < 20; ++i) {
+    EXPECT_EQ(input.Label(0, i), 0) << i;
+    EXPECT_EQ(input.Label(1, i), i < 5 ? 1 + i : 0) << i;
+  }
+}
+
+TEST(KMeansSimtTest, LonePointsAreThreeLaunches) {
+  std::mt19937_64 rng(17);
+  KMeansCase c;
+  for (int32_t num_lone : {0, 5}) {
+    c.sizes = {{100, 8, num_lone}};
+    KMeansInput input(c, rng);
+    KMeansSimt simt(input, 1);
+    EXPECT_EQ(simt.Run(), "");
+    EXPECT_EQ(simt.num_launches(), 4 * c.iterations + 7 + (num_lone > 0 ? 3 : 0));
+  }
 }
 
 // Points once, lists once per tile of points (so that up to 256 points nothing is moved twice),

@@ -45,5 +45,24 @@ TEST(FloatConvertTest, RoundsToNearestEven) {
   EXPECT_EQ(BFloat16FromFloat(FloatFromBits(0x3f808001u)), 0x3f81u);
 }
 
+// Of numbers between two neighbours, and of bfloat16 numbers themselves.
+TEST(FloatConvertTest, TheNearestBFloat16OnEitherSide) {
+  for (uint32_t bits = 0; bits < 0x7f80u; ++bits) {
+    const uint16_t low = static_cast<uint16_t>(bits), high = static_cast<uint16_t>(bits + 1);
+    const float x = FloatFromBFloat16(low);
+    EXPECT_EQ(BFloat16Below(x), low);
+    EXPECT_EQ(BFloat16Above(x), low);
+    EXPECT_EQ(FloatFromBFloat16(BFloat16Below(-x)), -x);
+    EXPECT_EQ(FloatFromBFloat16(BFloat16Above(-x)), -x);
+    for (uint32_t more : {1u, 0xffffu}) {
+      const float between = FloatFromBits(FloatBits(x) + more);
+      EXPECT_EQ(BFloat16Below(between), low) << bits;
+      EXPECT_EQ(BFloat16Above(between), high) << bits;
+      EXPECT_EQ(BFloat16Below(-between), high | 0x8000u) << bits;
+      EXPECT_EQ(BFloat16Above(-between), low | 0x8000u) << bits;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace semkv
