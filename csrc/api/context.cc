@@ -123,7 +123,9 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const semkv_options& op
     SEMKV_ASSIGN_OR_RETURN(context->layers_[layer], context->pages_->View(layer));
   }
   context->pool_ = std::make_unique<ThreadPool>(o.num_threads);
-  context->index_scratch_ = std::make_unique<IndexScratch>(o.head_dim, o.num_threads);
+  // On a device, lists are built there.
+  const int32_t num_building = context->device_ != nullptr ? 0 : o.num_threads;
+  context->index_scratch_ = std::make_unique<IndexScratch>(o.head_dim, num_building);
   context->closes_scratch_.reserve(o.max_sequence_tokens);
   context->slots_scratch_.reserve(o.max_sequence_tokens);
   context->events_.resize(kMaxEvents);
@@ -216,7 +218,6 @@ KeySource Context::MakeKeySource(semkv_sequence sequence) {
 
 absl::Status Context::FinishLists(absl::Status built, bool changed, IndexedSequence* state) {
   if (device_ == nullptr || !changed) return built;
-  if (built.ok()) built = state->index.MirrorTail(device_.get());
   if (!built.ok()) state->index = SequenceIndex(state->index.recipe());
   state->index_version = ++last_index_version_;
   return built;

@@ -110,8 +110,8 @@ class Context {
   absl::Status AllocateOnDevice(KvStorage* storage);
   // The last page of a sequence, which it shared, in every layer.
   absl::Status CopyOnDevice(const PageCopy& copy);
-  // The device's copy of a sequence's lists, after some were `built`, if any `changed`. If that
-  // failed the sequence has no lists any more: host and device would not agree.
+  // After lists were `built` on a device, if any `changed`. If that failed the sequence has no
+  // lists any more: some may be there in part.
   absl::Status FinishLists(absl::Status built, bool changed, IndexedSequence* state);
   // Can the context serve what the policy asks of it?
   absl::Status CheckPolicy(const semkv_policy& policy) const;

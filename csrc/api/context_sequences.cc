@@ -207,11 +207,6 @@ absl::StatusOr<semkv_sequence> Context::Fork(semkv_sequence sequence) {
   SEMKV_ASSIGN_OR_RETURN(const semkv_sequence fork, pages_->Fork(sequence));
   auto state = std::make_unique<IndexedSequence>(*parent);
   state->closes.reserve(options_.max_sequence_tokens);
-  if (absl::Status copied = FinishLists(absl::OkStatus(), /*changed=*/true, state.get());
-      !copied.ok()) {
-    SEMKV_RETURN_IF_ERROR(pages_->Release(fork));
-    return copied;
-  }
   sequences_.emplace(fork, std::move(state));
   return fork;
 }

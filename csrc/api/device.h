@@ -1,6 +1,6 @@
-// The seam to a GPU: its memory, copies between it and the host, and the operations of a decode
-// step over it. One of the library's three (docs/design.md, section 1); CUDA is behind it
-// (device_cuda.cc), so that nothing above needs CUDA's headers.
+// The seam to a GPU: its memory, copies between it and the host, and the operations that
+// build lists and run decode steps over it. One of the library's three (docs/design.md, section 1);
+// CUDA is behind it (device_cuda.cc), so that nothing above needs CUDA's headers.
 //
 // Everything is enqueued on a stream and returns without waiting, except Wait. What has no stream
 // argument goes to the device's own, SetStream. Streams are cudaStream_t.
@@ -20,7 +20,11 @@
 #include "absl/status/statusor.h"
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/attention/decode_attention_plan.h"
+#include "csrc/ops/cache/append_lists.h"
+#include "csrc/ops/cache/stage_keys.h"
 #include "csrc/ops/cache/write_kv.h"
+#include "csrc/ops/clustering/kmeans.h"
+#include "csrc/ops/clustering/kmeans_plan.h"
 #include "csrc/ops/retrieval/score_lists.h"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/select_lists_plan.h"
@@ -59,8 +63,14 @@ class Device {
   // Until the device's stream has done all that was enqueued.
   virtual absl::Status Wait() = 0;
 
-  // The operations, as their *_cuda.h say. May be captured in a graph.
+  // Operations that build lists, as their *_cuda.h say, on the device's stream.
   // Errors: INTERNAL with the runtime's words; nothing else is checked here.
+  virtual absl::Status StageKeys(const StageKeysParams& params) = 0;
+  virtual absl::Status AppendLists(const AppendListsParams& params) = 0;
+  virtual absl::Status KMeans(const KMeansParams& params, const KMeansPlan& plan, void* workspace,
+                              size_t workspace_bytes) = 0;
+
+  // Operations of a step, likewise. May be captured in a graph.
   virtual absl::Status WriteKv(const WriteKvParams& params, void* stream) = 0;
   virtual absl::Status Retrieve(const ScoreListsParams& score, const SelectListsParams& select,
                                 const RetrievePlan& plan, void* workspace, size_t workspace_bytes,

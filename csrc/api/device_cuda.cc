@@ -14,7 +14,10 @@
 #include "csrc/api/device.h"
 #include "csrc/api/upload_ring_cuda.h"
 #include "csrc/ops/attention/decode_attention_cuda.h"
+#include "csrc/ops/cache/append_lists_cuda.h"
+#include "csrc/ops/cache/stage_keys_cuda.h"
 #include "csrc/ops/cache/write_kv_cuda.h"
+#include "csrc/ops/clustering/kmeans_cuda.h"
 #include "csrc/ops/retrieval/select_lists_cuda.h"
 #include "csrc/status_macros.h"
 
@@ -78,6 +81,10 @@ class CudaDevice final : public Device {
   absl::Status Copy(void* to, const void* from, const CopyShape& shape) override;
   absl::Status Download(void* to, const void* from, const CopyShape& shape) override;
   absl::Status Wait() override;
+  absl::Status StageKeys(const StageKeysParams& params) override;
+  absl::Status AppendLists(const AppendListsParams& params) override;
+  absl::Status KMeans(const KMeansParams& params, const KMeansPlan& plan, void* workspace,
+                      size_t workspace_bytes) override;
   absl::Status WriteKv(const WriteKvParams& params, void* stream) override;
   absl::Status Retrieve(const ScoreListsParams& score, const SelectListsParams& select,
                         const RetrievePlan& plan, void* workspace, size_t workspace_bytes,
@@ -208,6 +215,22 @@ absl::Status CudaDevice::Download(void* to, const void* from, const CopyShape& s
 absl::Status CudaDevice::Wait() {
   const ScopedDevice scope(ordinal_);
   return ToStatus(cudaStreamSynchronize(stream_), "waiting for it");
+}
+
+absl::Status CudaDevice::StageKeys(const StageKeysParams& params) {
+  const ScopedDevice scope(ordinal_);
+  return ToStatus(StageKeysCuda(params, stream_), "stage_keys");
+}
+
+absl::Status CudaDevice::AppendLists(const AppendListsParams& params) {
+  const ScopedDevice scope(ordinal_);
+  return ToStatus(AppendListsCuda(params, stream_), "append_lists");
+}
+
+absl::Status CudaDevice::KMeans(const KMeansParams& params, const KMeansPlan& plan, void* workspace,
+                                size_t workspace_bytes) {
+  const ScopedDevice scope(ordinal_);
+  return ToStatus(KMeansCuda(params, plan, workspace, workspace_bytes, stream_), "k-means");
 }
 
 absl::Status CudaDevice::WriteKv(const WriteKvParams& params, void* stream) {

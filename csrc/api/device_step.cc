@@ -164,8 +164,7 @@ absl::Status DeviceStep::UploadViews(int32_t r, const Row& row) {
           static_cast<int32_t>(int64_t{s} * o.num_kv_heads / bounds_.num_selections);
       row.state->index.Views(
           layer * o.num_kv_heads + kv_head,
-          view_scratch_.data() + layer * row_views + int64_t{s} * bounds_.max_views,
-          ListMemory::kDevice);
+          view_scratch_.data() + layer * row_views + int64_t{s} * bounds_.max_views);
     }
   }
   const int64_t bytes = row_views * static_cast<int64_t>(sizeof(ListsView));

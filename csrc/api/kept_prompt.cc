@@ -96,7 +96,7 @@ absl::Status KeptPrompt::CutSentences(const KeySource& source, const IndexRecipe
     if (cut && piece.sentences.nlist() > 1) piece.sentences.offsets.pop_back();
     piece.lists = ListStore(shape);
     const int32_t most = std::min(piece.end() - piece.first, num_kept_);
-    piece.lists.Reserve(std::min(piece.sentences.nlist(), most), most);
+    SEMKV_RETURN_IF_ERROR(piece.lists.Reserve(std::min(piece.sentences.nlist(), most), most));
     pieces_.push_back(std::move(piece));
   }
   return absl::OkStatus();

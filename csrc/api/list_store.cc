@@ -20,13 +20,12 @@ void Restride(std::vector<T>* data, int64_t cells, int64_t old_stride, int64_t n
 
 }  // namespace
 
-ListStore::ListStore(const ListStoreShape& shape) : shape_(shape), nlist_(shape.num_cells, 0) {
+ListStore::ListStore(const ListStoreShape& shape, Device* device)
+    : shape_(shape), nlist_(shape.num_cells, 0), device_(device) {
+  if (shape.ranges) offsets_.push_back(0);
+  if (device != nullptr) return;
   centers_.resize(int64_t{shape.num_cells} * shape.head_dim, 0.0f);
-  if (shape.ranges) {
-    offsets_.push_back(0);
-  } else {
-    offsets_.resize(shape.num_cells, 0);  // stride max_lists_ + 1 with max_lists_ 0
-  }
+  if (!shape.ranges) offsets_.resize(shape.num_cells, 0);  // stride max_lists_ + 1, max_lists_ 0
 }
 
 int64_t ListStore::centroid_bytes() const {
@@ -42,7 +41,11 @@ int64_t ListStore::centroid_bytes() const {
   return int64_t{4} * shape_.head_dim;
 }
 
-void ListStore::Reserve(int32_t max_lists, int32_t max_members) {
+absl::Status ListStore::Reserve(int32_t max_lists, int32_t max_members) {
+  if (device_ != nullptr) {
+    if (max_lists <= max_lists_ && max_members <= max_members_) return absl::OkStatus();
+    return Relocate(std::max(max_lists, max_lists_), std::max(max_members, max_members_));
+  }
   const int64_t cells = shape_.num_cells;
   if (max_lists > max_lists_) {
     Restride(&centroids_, cells, max_lists_ * centroid_bytes(), max_lists * centroid_bytes());
@@ -63,16 +66,30 @@ void ListStore::Reserve(int32_t max_lists, int32_t max_members) {
     Restride(&members_, cells, max_members_, max_members);
     max_members_ = max_members;
   }
+  return absl::OkStatus();
 }
 
 void ListStore::SetCenter(int32_t cell, const float* center) {
   std::copy_n(center, shape_.head_dim, &centers_[int64_t{cell} * shape_.head_dim]);
 }
 
-void ListStore::AppendRanges(int32_t nlist, const uint16_t* offsets, int32_t shift) {
+absl::Status ListStore::CopyCenters(const ListStore& from) {
+  const int64_t bytes = int64_t{shape_.num_cells} * shape_.head_dim * sizeof(float);
+  if (device_ != nullptr) {
+    return device_->Copy(arrays_.centers, from.arrays_.centers, {bytes, 1, bytes, bytes});
+  }
+  centers_ = from.centers_;
+  return absl::OkStatus();
+}
+
+absl::Status ListStore::AppendRanges(int32_t nlist, const uint16_t* offsets, int32_t shift) {
   assert(shape_.ranges && offsets_.back() == offsets[0] + shift);
+  const size_t first = offsets_.size() - 1;
   for (int32_t i = 1; i <= nlist; ++i)
     offsets_.push_back(static_cast<uint16_t>(offsets[i] + shift));
+  if (device_ == nullptr) return absl::OkStatus();
+  const int64_t bytes = (nlist + 1) * int64_t{sizeof(uint16_t)};
+  return device_->Upload(arrays_.offsets + first, &offsets_[first], {bytes, 1, bytes, bytes});
 }
 
 void ListStore::AppendPlaces(int32_t cell, const NewLists& lists) {
@@ -129,13 +146,16 @@ void ListStore::AppendCell(int32_t cell, const NewLists& lists) {
 }
 
 ListStore::Arrays ListStore::HostArrays() const {
-  const auto data = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
+  const auto data = [](const auto& v) {
+    using T = typename std::decay_t<decltype(v)>::value_type;
+    return v.empty() ? nullptr : const_cast<T*>(v.data());
+  };
   return {data(offsets_),   data(members_), data(centroids_),  data(scales_),
           data(variances_), data(centers_), data(value_means_)};
 }
 
 ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partition,
-                          int32_t first_list, ListMemory memory) const {
+                          int32_t first_list) const {
   ListsView view;
   const int64_t at = int64_t{cell} * max_lists_ + first_list;
   view.nlist = nlist_[cell] - first_list;
@@ -146,7 +166,7 @@ ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partitio
     view.nlist = 0;
     return view;
   }
-  const Arrays from = memory == ListMemory::kHost ? HostArrays() : copy_.arrays;
+  const Arrays from = device_ != nullptr ? arrays_ : HostArrays();
   view.centroids = from.centroids + at * centroid_bytes();
   if (shape_.form == CentroidForm::kInt8) view.scales = from.scales + at;
   if (shape_.form == CentroidForm::kInt8 || shape_.form == CentroidForm::kBFloat16) {
@@ -179,12 +199,13 @@ int64_t ListStore::bytes() const {
     const int64_t n = nlist_[cell];
     if (n == 0) continue;
     total += n * per_list + int64_t{4} * shape_.head_dim;
-    if (!shape_.ranges) total += 2 * (n + 1 + offsets_[int64_t{cell} * (max_lists_ + 1) + n]);
+    if (!shape_.ranges) total += 2 * (n + 1 + num_members(cell));
   }
   return total;
 }
 
 int64_t ListStore::reserved_bytes() const {
+  if (memory_ != nullptr) return static_cast<int64_t>(memory_->bytes());
   return static_cast<int64_t>(centroids_.size() + 4 * (scales_.size() + variances_.size()) +
                               4 * centers_.size() +
                               2 * (offsets_.size() + members_.size() + value_means_.size()));

@@ -5,8 +5,8 @@
 // A sentence or a page is the same range of tokens in every cell, so its place is stored once; a
 // cluster has members of its own in every cell.
 //
-// A store may have a copy on a device, which Mirror brings up to date. Copying a store does not
-// copy that; the new one has none.
+// A store of a device has its arrays in that device's memory, and equally many lists in every cell:
+// device_lists.h appends to them there. A copy of it shares the memory until Unshare.
 //
 // Thread safety: thread-compatible; different cells may be appended to from different threads after
 // Reserve.
@@ -15,10 +15,12 @@
 #define SEMKV_API_LIST_STORE_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "csrc/api/device.h"
+#include "csrc/ops/cache/append_lists.h"
 #include "csrc/ops/retrieval/inverted_lists.h"
 #include "csrc/ops/retrieval/workspace.h"
 
@@ -44,34 +46,40 @@ struct NewLists {
   const float* value_means = nullptr;  // [nlist, head_dim]; null: not kept
 };
 
-// Where the arrays that a view points to are.
-enum class ListMemory { kHost, kDevice };
-
 class ListStore {
  public:
   ListStore() = default;
-  explicit ListStore(const ListStoreShape& shape);
+  // device null: the host's. Value means are kept there alone.
+  explicit ListStore(const ListStoreShape& shape, Device* device = nullptr);
 
   // Makes room for `max_lists` lists and `max_members` members per cell. Keeps what is there.
-  void Reserve(int32_t max_lists, int32_t max_members);
+  // Errors, here and below: those of the device; nothing has changed then.
+  absl::Status Reserve(int32_t max_lists, int32_t max_members);
+  // From here on no other store has this one's memory. Before anything is appended.
+  absl::Status Unshare();
 
-  // The vector that cell's encoded centroids are relative to, [head_dim]. Set before AppendCell.
+  // The vectors that encoded centroids are relative to, [num_cells, head_dim], at first 0. Set
+  // before the first list.
   void SetCenter(int32_t cell, const float* center);
   const float* center(int32_t cell) const { return &centers_[int64_t{cell} * shape_.head_dim]; }
+  absl::Status CopyCenters(const ListStore& from);
 
   // Appends the places of new ranges, [nlist + 1] offsets plus `shift`, which begin where the last
-  // range ended. Once, before the cells' vectors are appended.
-  void AppendRanges(int32_t nlist, const uint16_t* offsets, int32_t shift);
+  // range ended. Once, before the cells' vectors are appended; Reserve made room.
+  absl::Status AppendRanges(int32_t nlist, const uint16_t* offsets, int32_t shift);
   // Appends lists (places of clusters, vectors of everything) to one cell; Reserve made room.
   void AppendCell(int32_t cell, const NewLists& lists);
 
-  // Lists [first_list, nlist) of a cell. Of kDevice, Mirror has been called since lists were added.
-  ListsView View(int32_t cell, int32_t first_position, int32_t partition, int32_t first_list = 0,
-                 ListMemory memory = ListMemory::kHost) const;
+  // Of a device: where the next lists of the cells from `first_cell` on are written, which are in
+  // the store once Appended is told of them, with as many lists and members in every cell.
+  void Describe(int32_t first_cell, AppendListsParams* params) const;
+  void Appended(int32_t nlist, int32_t num_members);
+  // Of a device: [num_cells, head_dim].
+  float* device_centers() const { return arrays_.centers; }
 
-  // Enqueues copies of what was appended since the last call; of everything if there was more room
-  // to be made. Errors: those of `device`; the store then has no copy.
-  absl::Status Mirror(Device* device);
+  // Lists [first_list, nlist) of a cell.
+  ListsView View(int32_t cell, int32_t first_position, int32_t partition,
+                 int32_t first_list = 0) const;
 
   bool empty() const { return shape_.num_cells == 0; }
   int32_t nlist(int32_t cell) const { return nlist_[cell]; }
@@ -86,39 +94,28 @@ class ListStore {
  private:
   // Where each array begins.
   struct Arrays {
-    const uint16_t* offsets = nullptr;
-    const uint16_t* members = nullptr;
-    const uint8_t* centroids = nullptr;
-    const float* scales = nullptr;
-    const float* variances = nullptr;
-    const float* centers = nullptr;
-    const uint16_t* value_means = nullptr;
-  };
-  // The copy on a device.
-  struct DeviceCopy {
-    DeviceCopy() = default;
-    DeviceCopy(const DeviceCopy&) {}
-    DeviceCopy& operator=(const DeviceCopy&) { return *this = DeviceCopy(); }
-    DeviceCopy(DeviceCopy&&) = default;
-    DeviceCopy& operator=(DeviceCopy&&) = default;
-
-    DeviceMemory memory;
-    Arrays arrays;
-    int32_t max_lists = 0, max_members = 0;  // its strides
-    int32_t num_offsets = 0;                 // of ranges
-    int32_t num_lists = 0, num_members = 0;  // that every cell has had copied
+    uint16_t* offsets = nullptr;
+    uint16_t* members = nullptr;
+    uint8_t* centroids = nullptr;
+    float* scales = nullptr;
+    float* variances = nullptr;
+    float* centers = nullptr;
+    uint16_t* value_means = nullptr;
   };
 
   int64_t centroid_bytes() const;
   Arrays HostArrays() const;
   int32_t num_members(int32_t cell) const {
+    if (device_ != nullptr) return num_members_;
     return offsets_[int64_t{cell} * (max_lists_ + 1) + nlist_[cell]];
   }
-  Arrays LayOutCopy(Workspace* memory) const;
-  absl::Status AllocateCopy(Device* device);
-  // The columns [first, end) of an array of `cells` rows of `stride` elements of `bytes` each.
-  absl::Status CopyColumns(Device* device, const void* to, const void* from, int64_t stride,
-                           int64_t bytes, int32_t first, int32_t end) const;
+  Arrays LayOut(Workspace* memory, int32_t max_lists, int32_t max_members) const;
+  // Moves a device's arrays to new memory.
+  absl::Status Relocate(int32_t max_lists, int32_t max_members);
+  // The first `columns` of an array of [num_rows, stride] elements of `bytes` each, to memory of
+  // another stride.
+  absl::Status CopyColumns(void* to, const void* from, int64_t num_rows, int64_t columns,
+                           int64_t to_stride, int64_t from_stride, int64_t bytes) const;
   void AppendPlaces(int32_t cell, const NewLists& lists);
   void AppendVectors(int32_t cell, const NewLists& lists);
 
@@ -133,7 +130,12 @@ class ListStore {
   std::vector<float> variances_;       // [num_cells, max_lists]; not for kBounds
   std::vector<float> centers_;         // [num_cells, head_dim]
   std::vector<uint16_t> value_means_;  // [num_cells, max_lists, head_dim]
-  DeviceCopy copy_;
+
+  // Of a device: nlist_, and of ranges offsets_, are known on the host too.
+  Device* device_ = nullptr;
+  std::shared_ptr<DeviceMemory> memory_;
+  Arrays arrays_;
+  int32_t num_members_ = 0;  // in every cell
 };
 
 }  // namespace semkv

@@ -1,4 +1,5 @@
-// Lists of one cell from its keys: what sealing a segment and folding the tail have in common.
+// Lists of one cell from its keys, on the host: what sealing a segment and folding the tail have in
+// common.
 
 #ifndef SEMKV_API_SEGMENT_BUILDER_H_
 #define SEMKV_API_SEGMENT_BUILDER_H_

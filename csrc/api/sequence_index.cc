@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "csrc/api/device_lists.h"
 #include "csrc/api/segment_builder.h"
 #include "csrc/status_macros.h"
 
@@ -23,6 +24,10 @@ ListStoreShape StoreShape(const KeySource& source, const IndexRecipe& recipe, bo
   shape.value_means = recipe.value_means;
   return shape;
 }
+
+// The partitioner keeps a place for keys that are not finite, and where there is none for zero keys
+// too joins those with others; k-means on a device has a list for either.
+int32_t NumListsBesideClusters(const Device* device) { return device != nullptr ? 2 : 1; }
 
 bool RowIsFinite(const float* row, int32_t head_dim) {
   float sum = 0.0f;  // finite summands of opposite sign cannot cancel an infinity: 0 * inf is NaN
@@ -48,28 +53,17 @@ void CellCenter(const float* keys, int32_t num_tokens, int32_t head_dim,
   for (float& x : *center) x *= share;
 }
 
-absl::Status MirrorSegment(Device* device, Segment* segment) {
-  SEMKV_RETURN_IF_ERROR(segment->ranges.Mirror(device));
-  SEMKV_RETURN_IF_ERROR(segment->clusters.Mirror(device));
-  std::vector<uint16_t> excluded;
-  for (const std::vector<uint16_t>& cell : segment->excluded) {
-    excluded.insert(excluded.end(), cell.begin(), cell.end());
-  }
-  if (excluded.empty()) return absl::OkStatus();
-  const int64_t bytes = static_cast<int64_t>(excluded.size() * sizeof(uint16_t));
-  SEMKV_ASSIGN_OR_RETURN(segment->excluded_copy, DeviceMemory::Allocate(device, bytes));
-  return device->Upload(segment->excluded_copy.data(), excluded.data(), {bytes, 1, bytes, bytes});
-}
-
 // The tokens of a cell that are never selected.
-void SetExcluded(const Segment& segment, int32_t cell, ListMemory memory, ListsView* view) {
-  const std::vector<uint16_t>& excluded = segment.excluded[cell];
-  view->excluded = excluded.data();
-  view->num_excluded = static_cast<int32_t>(excluded.size());
-  if (memory == ListMemory::kHost) return;
-  const uint16_t* at = static_cast<const uint16_t*>(segment.excluded_copy.data());
-  for (int32_t before = 0; before < cell; ++before) at += segment.excluded[before].size();
-  view->excluded = at;
+void SetExcluded(const Segment& segment, int32_t cell, ListsView* view) {
+  const std::vector<int32_t>& begin = segment.excluded_on_device.begin;
+  if (!begin.empty()) {
+    view->excluded =
+        static_cast<const uint16_t*>(segment.excluded_on_device.tokens.data()) + begin[cell];
+    view->num_excluded = begin[cell + 1] - begin[cell];
+  } else if (!segment.excluded.empty()) {
+    view->excluded = segment.excluded[cell].data();
+    view->num_excluded = static_cast<int32_t>(segment.excluded[cell].size());
+  }
 }
 
 }  // namespace
@@ -117,7 +111,6 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
   auto segment = std::make_shared<Segment>();
   segment->first = first;
   segment->num_tokens = end - first;
-  segment->excluded.resize(source.num_cells());
   Lists ranges;
   if (recipe_.range_partitioner != nullptr) {
     PartitionInput input;
@@ -125,24 +118,41 @@ absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
     input.head_dim = source.head_dim;
     input.closes = closes != nullptr ? closes + first : nullptr;
     SEMKV_RETURN_IF_ERROR(recipe_.range_partitioner->Partition(input, &ranges));
-    segment->ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true));
-    segment->ranges.Reserve(ranges.nlist(), 0);
-    segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0);
+    segment->ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true), source.device);
+    SEMKV_RETURN_IF_ERROR(segment->ranges.Reserve(ranges.nlist(), 0));
+    SEMKV_RETURN_IF_ERROR(segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0));
   }
   if (recipe_.clusters) {
-    segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false));
-    // One list more than clusters: the partitioner's list of keys that are not finite.
-    segment->clusters.Reserve(NumClusters(ClustersOf(*segment).options, segment->num_tokens) + 1,
-                              segment->num_tokens);
+    segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false), source.device);
+    const int32_t num_clusters = NumClusters(ClustersOf(*segment).options, segment->num_tokens);
+    SEMKV_RETURN_IF_ERROR(segment->clusters.Reserve(
+        num_clusters + NumListsBesideClusters(source.device), segment->num_tokens));
   }
+  if (source.device != nullptr) {
+    SEMKV_RETURN_IF_ERROR(BuildOnDevice(source, ranges, segment.get()));
+    return segment;
+  }
+  segment->excluded.resize(source.num_cells());
   SEMKV_RETURN_IF_ERROR(
       ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
         return BuildCell(source, ranges, cell, thread, segment.get());
       }));
-  if (source.device != nullptr) {
-    SEMKV_RETURN_IF_ERROR(MirrorSegment(source.device, segment.get()));
-  }
   return segment;
+}
+
+absl::Status SequenceIndex::BuildOnDevice(const KeySource& source, const Lists& ranges,
+                                          Segment* segment) const {
+  DeviceLists lists;
+  lists.first = segment->first;
+  lists.end = segment->first + segment->num_tokens;
+  lists.is_centered = true;
+  lists.excluded = &segment->excluded_on_device;
+  if (!segment->ranges.empty()) lists.ranges.push_back({&segment->ranges, ranges.offsets});
+  if (!segment->clusters.empty()) {
+    lists.clusters = {
+        &segment->clusters, &ClustersOf(*segment).options, 0, segment->num_tokens, 1, 0};
+  }
+  return BuildListsOnDevice(source, lists);
 }
 
 absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uint8_t* closes,
@@ -184,40 +194,43 @@ absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const
   }
   progress->changed = true;
   SEMKV_RETURN_IF_ERROR(Seal(source, length, closes, progress));
-  ResetTail(source, std::max(length, recipe_.num_sinks));
-  return absl::OkStatus();
+  return ResetTail(source, std::max(length, recipe_.num_sinks));
 }
 
-void SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
+absl::Status SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
   tail_ = Tail();
   tail_.start = tail_.page_end = tail_.sentence_end = tail_.sentence_scanned = tail_.window_end =
       start;
-  tail_.pages = ListStore(StoreShape(source, recipe_, /*ranges=*/true));
-  if (recipe_.sentences) tail_.sentences = ListStore(StoreShape(source, recipe_, true));
-  if (recipe_.clusters) tail_.clusters = ListStore(StoreShape(source, recipe_, false));
-  if (!segments_.empty()) {
-    // int8 vectors are stored relative to a center; the last segment's is near the tail's own.
-    const Segment& last = *segments_.back();
-    const ListStore& from = last.ranges.empty() ? last.clusters : last.ranges;
-    for (int32_t cell = 0; cell < source.num_cells() && !from.empty(); ++cell) {
-      tail_.pages.SetCenter(cell, from.center(cell));
-      if (recipe_.sentences) tail_.sentences.SetCenter(cell, from.center(cell));
-      if (recipe_.clusters) tail_.clusters.SetCenter(cell, from.center(cell));
-    }
+  Device* const device = source.device;
+  tail_.pages = ListStore(StoreShape(source, recipe_, /*ranges=*/true), device);
+  if (recipe_.sentences) tail_.sentences = ListStore(StoreShape(source, recipe_, true), device);
+  if (recipe_.clusters) tail_.clusters = ListStore(StoreShape(source, recipe_, false), device);
+  tail_.lists_of_window = NumClusters(recipe_.window_clusters.options, kWindowTokens) +
+                          NumListsBesideClusters(source.device);
+  SEMKV_RETURN_IF_ERROR(ReserveTail());
+  if (segments_.empty()) return absl::OkStatus();
+  // int8 vectors are stored relative to a center; the last segment's is near the tail's own.
+  const Segment& last = *segments_.back();
+  const ListStore& from = last.ranges.empty() ? last.clusters : last.ranges;
+  for (ListStore* store : {&tail_.pages, &tail_.sentences, &tail_.clusters}) {
+    if (!store->empty() && !from.empty()) SEMKV_RETURN_IF_ERROR(store->CopyCenters(from));
   }
-  ReserveTail();
+  return absl::OkStatus();
 }
 
-void SequenceIndex::ReserveTail() {
+absl::Status SequenceIndex::ReserveTail() {
   const int32_t tokens =
       std::min(tail_.reserved + kTailGrowth, recipe_.segment_tokens + kProvisionalTokens);
-  tail_.reserved = tokens;
-  tail_.pages.Reserve(CeilDiv(tokens, kProvisionalTokens), 0);
-  if (recipe_.sentences) tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0);
+  SEMKV_RETURN_IF_ERROR(tail_.pages.Reserve(CeilDiv(tokens, kProvisionalTokens), 0));
+  if (recipe_.sentences) {
+    SEMKV_RETURN_IF_ERROR(tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0));
+  }
   if (recipe_.clusters) {
     const int32_t windows = CeilDiv(tokens, kWindowTokens);
-    tail_.clusters.Reserve(windows * (recipe_.window_clusters.options.nlist + 1), tokens);
+    SEMKV_RETURN_IF_ERROR(tail_.clusters.Reserve(windows * tail_.lists_of_window, tokens));
   }
+  tail_.reserved = tokens;
+  return absl::OkStatus();
 }
 
 absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, const uint8_t* closes,
@@ -231,7 +244,7 @@ absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, con
     if (length < full || num_closes < full) return absl::OkStatus();
     progress->changed = true;
     SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
-    ResetTail(source, full);
+    SEMKV_RETURN_IF_ERROR(ResetTail(source, full));
     ++progress->repartitions;
   }
 }
@@ -241,7 +254,7 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   const int32_t start = tail_.start;
   while (end - start + kWindowTokens > tail_.reserved &&
          tail_.reserved < recipe_.segment_tokens + kProvisionalTokens) {
-    ReserveTail();
+    SEMKV_RETURN_IF_ERROR(ReserveTail());
   }
   std::vector<uint16_t>& pages = source.scratch->page_offsets;
   std::vector<uint16_t>& sentences = source.scratch->sentence_offsets;
@@ -273,14 +286,19 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   // Offsets count from the first gathered token; the stores count from the tail's start.
   for (uint16_t& offset : pages) offset = static_cast<uint16_t>(offset + start - first);
   for (uint16_t& offset : sentences) offset = static_cast<uint16_t>(offset + start - first);
-  if (pages.size() > 1) tail_.pages.AppendRanges(pages.size() - 1, pages.data(), first - start);
-  if (sentences.size() > 1) {
-    tail_.sentences.AppendRanges(sentences.size() - 1, sentences.data(), first - start);
+  for (const auto& [store, offsets] :
+       {std::pair{&tail_.pages, &pages}, std::pair{&tail_.sentences, &sentences}}) {
+    if (offsets->size() == 1) continue;
+    SEMKV_RETURN_IF_ERROR(store->Unshare());
+    SEMKV_RETURN_IF_ERROR(store->AppendRanges(static_cast<int32_t>(offsets->size()) - 1,
+                                              offsets->data(), first - start));
   }
   SEMKV_RETURN_IF_ERROR(
-      ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
-        return FoldCell(source, first, num_windows, cell, thread);
-      }));
+      source.device != nullptr
+          ? FoldOnDevice(source, first, end, num_windows)
+          : ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
+              return FoldCell(source, first, num_windows, cell, thread);
+            }));
   if (pages.size() > 1) tail_.page_end = first + pages.back();
   if (sentences.size() > 1) tail_.sentence_end = first + sentences.back();
   tail_.window_end += num_windows * kWindowTokens;
@@ -315,27 +333,41 @@ absl::Status SequenceIndex::FoldCell(const KeySource& source, int32_t first, int
   return absl::OkStatus();
 }
 
-absl::Status SequenceIndex::MirrorTail(Device* device) {
-  SEMKV_RETURN_IF_ERROR(tail_.pages.Mirror(device));
-  SEMKV_RETURN_IF_ERROR(tail_.sentences.Mirror(device));
-  return tail_.clusters.Mirror(device);
+absl::Status SequenceIndex::FoldOnDevice(const KeySource& source, int32_t first, int32_t end,
+                                         int32_t num_windows) {
+  DeviceLists lists;
+  lists.first = first;
+  lists.end = end;
+  const IndexScratch& scratch = *source.scratch;
+  if (scratch.page_offsets.size() > 1) lists.ranges.push_back({&tail_.pages, scratch.page_offsets});
+  if (scratch.sentence_offsets.size() > 1) {
+    lists.ranges.push_back({&tail_.sentences, scratch.sentence_offsets});
+  }
+  if (num_windows > 0) {
+    SEMKV_RETURN_IF_ERROR(tail_.clusters.Unshare());
+    lists.clusters = {&tail_.clusters,
+                      &recipe_.window_clusters.options,
+                      tail_.window_end - first,
+                      kWindowTokens,
+                      num_windows,
+                      first - tail_.start};
+  }
+  return BuildListsOnDevice(source, lists);
 }
 
-int32_t SequenceIndex::Views(int32_t cell, ListsView* views, ListMemory memory) const {
+int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
   int32_t n = 0;
   const auto add = [&](const ListStore& store, int32_t first_position, int32_t partition,
                        int32_t first_list) {
     if (store.empty()) return;
-    const ListsView view = store.View(cell, first_position, partition, first_list, memory);
+    const ListsView view = store.View(cell, first_position, partition, first_list);
     if (view.nlist > 0) views[n++] = view;
   };
   for (const std::shared_ptr<const Segment>& segment : segments_) {
     const int32_t before = n;
     add(segment->ranges, segment->first, 0, 0);
     add(segment->clusters, segment->first, 1, 0);
-    if (n > before && !segment->excluded[cell].empty()) {
-      SetExcluded(*segment, cell, memory, &views[before]);
-    }
+    if (n > before) SetExcluded(*segment, cell, &views[before]);
   }
   // What a partition of the tail has not reached yet stands in provisional lists, in each
   // partition.

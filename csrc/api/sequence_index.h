@@ -24,7 +24,6 @@
 #include "absl/types/span.h"
 #include "csrc/api/device.h"
 #include "csrc/api/list_store.h"
-#include "csrc/api/staged_keys.h"
 #include "csrc/ops/parallel/thread_pool.h"
 #include "faiss_index/partitioner.h"
 #include "semkv/semkv.h"
@@ -76,7 +75,6 @@ struct IndexScratch {
   };
   std::vector<Thread> threads;
   std::vector<int32_t> slots;
-  StagedKeys staged;
   std::vector<uint16_t> page_offsets, sentence_offsets;
 };
 
@@ -88,18 +86,25 @@ struct KeySource {
   int32_t head_dim = 0;
   ThreadPool* pool = nullptr;
   IndexScratch* scratch = nullptr;
-  Device* device = nullptr;  // not null: keys are in its memory, and lists get a copy there
+  Device* device = nullptr;  // not null: keys are in its memory, and so are lists
   int32_t num_cells() const { return static_cast<int32_t>(layers.size()) * num_kv_heads; }
+};
+
+// Numbers of tokens, of one cell after the other.
+struct ExcludedOnDevice {
+  std::vector<int32_t> begin;  // [num_cells + 1]; empty: there are none
+  DeviceMemory tokens;
 };
 
 // Sealed: the lists of [first, first + num_tokens).
 struct Segment {
   int32_t first = 0;
   int32_t num_tokens = 0;
-  ListStore ranges;                             // sentences or pages; may be empty()
-  ListStore clusters;                           // may be empty()
-  std::vector<std::vector<uint16_t>> excluded;  // [num_cells] tokens with a key that is not finite
-  DeviceMemory excluded_copy;                   // the same one after another, on a device
+  ListStore ranges;    // sentences or pages; may be empty()
+  ListStore clusters;  // may be empty()
+  // Tokens whose key is not finite.
+  std::vector<std::vector<uint16_t>> excluded;  // [num_cells], on the host
+  ExcludedOnDevice excluded_on_device;
 };
 
 class SequenceIndex {
@@ -120,7 +125,7 @@ class SequenceIndex {
   absl::Status Index(const KeySource& source, int32_t length, const uint8_t* closes,
                      Progress* progress);
   // Folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
-  // tokens. Allocates only when a window ends or the tail grows past its room.
+  // tokens. On the host it allocates only when a window ends or the tail grows past its room.
   absl::Status Observe(const KeySource& source, int32_t length, const uint8_t* closes,
                        int32_t num_closes, Progress* progress);
 
@@ -129,12 +134,8 @@ class SequenceIndex {
   // Returns where the last of them ends; 0 if there is none.
   int32_t AdoptSegments(const SequenceIndex& other, int32_t end);
 
-  // Brings the tail's copy on the device up to date; segments have theirs since they were sealed.
-  absl::Status MirrorTail(Device* device);
-
-  // Views of one cell's lists, at most max_views() of them. Returns how many were written. Of
-  // kDevice, MirrorTail has been called since the tail last changed.
-  int32_t Views(int32_t cell, ListsView* views, ListMemory memory = ListMemory::kHost) const;
+  // Views of one cell's lists, at most max_views() of them. Returns how many were written.
+  int32_t Views(int32_t cell, ListsView* views) const;
   int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }
 
   bool indexed() const { return !segments_.empty() || tail_.start > 0; }
@@ -157,6 +158,7 @@ class SequenceIndex {
     int32_t sentence_scanned = 0;
     int32_t window_end = 0;  // clustered windows reach to here
     int32_t reserved = 0;    // tokens the stores have room for
+    int32_t lists_of_window = 0;
     ListStore pages, sentences, clusters;
   };
 
@@ -171,12 +173,15 @@ class SequenceIndex {
                                                               const uint8_t* closes) const;
   absl::Status Seal(const KeySource& source, int32_t end, const uint8_t* closes,
                     Progress* progress);
-  void ResetTail(const KeySource& source, int32_t start);
-  void ReserveTail();
+  absl::Status BuildOnDevice(const KeySource& source, const Lists& ranges, Segment* segment) const;
+  absl::Status ResetTail(const KeySource& source, int32_t start);
+  absl::Status ReserveTail();
   absl::Status Fold(const KeySource& source, int32_t end, const uint8_t* closes, int32_t num_closes,
                     Progress* progress);
   absl::Status FoldCell(const KeySource& source, int32_t first, int32_t num_windows, int32_t cell,
                         IndexScratch::Thread& thread);
+  absl::Status FoldOnDevice(const KeySource& source, int32_t first, int32_t end,
+                            int32_t num_windows);
 
   IndexRecipe recipe_;
   std::vector<std::shared_ptr<const Segment>> segments_;

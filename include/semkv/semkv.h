@@ -40,7 +40,7 @@
  * q, out, lse. semkv_write_kv, semkv_select, semkv_attend and semkv_run_layer enqueue kernels on
  * `stream`, wait for nothing and may be captured in a CUDA graph (semkv_plan_graph_key). Whatever
  * else touches the device does so on the context's stream (semkv_set_stream): let it be the same,
- * or order them. semkv_index, semkv_observe and semkv_select_result wait for it.
+ * or order them. semkv_index and semkv_select_result wait for it.
  *
  * CONVENTIONS
  *

@@ -1,5 +1,5 @@
-// Device memory under the context: uploads through pinned memory, and lists' copies. Emulated only:
-// these are the library's insides.
+// Device memory under the context: uploads through pinned memory, streams. Emulated only: these are
+// the library's insides.
 
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -7,13 +7,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <random>
 #include <vector>
 
 #include "csrc/api/device.h"
-#include "csrc/api/list_store.h"
 #include "tests/cuda/run_captured.h"
-#include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
@@ -81,76 +78,6 @@ TEST_F(DeviceMemoryTest, AnotherStreamContinuesWhereTheLastOneEnded) {
   *memory = DeviceMemory();
   ASSERT_TRUE(device_->SetStream(nullptr).ok());
   for (cudaStream_t s : streams) ASSERT_EQ(cudaStreamDestroy(s), cudaSuccess);
-}
-
-struct RandomLists {
-  std::vector<uint16_t> offsets, members;
-  std::vector<float> means, variances, value_means;
-};
-
-RandomLists MakeLists(std::mt19937_64& rng, int32_t nlist, int32_t num_tokens, int32_t head_dim) {
-  RandomLists lists;
-  lists.offsets.push_back(0);
-  for (int32_t i = 1; i < nlist; ++i) {
-    lists.offsets.push_back(static_cast<uint16_t>(i * num_tokens / nlist));
-  }
-  lists.offsets.push_back(static_cast<uint16_t>(num_tokens));
-  for (int32_t i = 0; i < num_tokens; ++i)
-    lists.members.push_back(static_cast<uint16_t>(rng() % 900));
-  lists.means = testing::RandomNormal(rng, int64_t{nlist} * head_dim);
-  lists.variances = testing::RandomNormal(rng, nlist);
-  lists.value_means = testing::RandomNormal(rng, int64_t{nlist} * head_dim);
-  return lists;
-}
-
-// Cells get different numbers of lists, room runs out now and then, and after every Mirror each
-// cell's view holds on the device what it does on the host.
-TEST_F(DeviceMemoryTest, ListsAreMirroredAsTheyGrow) {
-  constexpr int32_t kCells = 5, kHeadDim = 32, kMembers = 40;
-  const uint64_t seed = testing::TestSeed(7);
-  SEMKV_TRACE_SEED(seed);
-  std::mt19937_64 rng(seed);
-  for (bool value_means : {false, true}) {
-    ListStore store({kCells, kHeadDim, CentroidForm::kInt8, /*ranges=*/false, value_means});
-    for (int32_t cell = 0; cell < kCells; ++cell) {
-      store.SetCenter(cell, testing::RandomNormal(rng, kHeadDim).data());
-    }
-    for (int32_t round = 0; round < 12; ++round) {
-      if (round % 4 == 0) store.Reserve((round + 4) * 6, (round + 4) * kMembers);
-      for (int32_t cell = 0; cell < kCells; ++cell) {
-        const auto nlist = static_cast<int32_t>(1 + rng() % 6);
-        const RandomLists made = MakeLists(rng, nlist, kMembers, kHeadDim);
-        NewLists lists;
-        lists.nlist = nlist;
-        lists.offsets = made.offsets.data();
-        lists.members = made.members.data();
-        lists.means = made.means.data();
-        lists.variances = made.variances.data();
-        lists.value_means = made.value_means.data();
-        store.AppendCell(cell, lists);
-      }
-      if (round % 3 == 1) continue;  // two rounds at once
-      ASSERT_TRUE(store.Mirror(device_.get()).ok());
-      for (int32_t cell = 0; cell < kCells; ++cell) {
-        const ListsView host = store.View(cell, 0, 1);
-        const ListsView copy = store.View(cell, 0, 1, 0, ListMemory::kDevice);
-        const auto expect_same = [&](auto* from, auto* to, int64_t n) {
-          EXPECT_EQ(Read(to, n), std::vector(from, from + n)) << round << ", cell " << cell;
-        };
-        ASSERT_EQ(copy.nlist, host.nlist);
-        expect_same(static_cast<const int8_t*>(host.centroids),
-                    static_cast<const int8_t*>(copy.centroids), int64_t{host.nlist} * kHeadDim);
-        expect_same(host.scales, copy.scales, host.nlist);
-        expect_same(host.center, copy.center, kHeadDim);
-        expect_same(host.variances, copy.variances, host.nlist);
-        expect_same(host.offsets, copy.offsets, host.nlist + 1);
-        expect_same(host.members, copy.members, host.offsets[host.nlist]);
-        if (value_means) {
-          expect_same(host.value_means, copy.value_means, int64_t{host.nlist} * kHeadDim);
-        }
-      }
-    }
-  }
 }
 
 }  // namespace
