@@ -14,14 +14,15 @@
 namespace semkv {
 namespace {
 
-// As many layers at once as fit these bytes; at least one.
+// As many layers at once as fit these bytes, and a launch; at least one.
 constexpr int64_t kStagedBytes = int64_t{256} << 20;
+constexpr int32_t kMaxCells = 65535;
 
 int32_t LayersAtOnce(const KeySource& source, int32_t num_tokens) {
   const int64_t layer_bytes = int64_t{num_tokens} * source.num_kv_heads * source.head_dim *
                               DTypeBytes(source.layers[0].dtype);
-  const int32_t num_layers = static_cast<int32_t>(source.layers.size());
-  return static_cast<int32_t>(std::clamp<int64_t>(kStagedBytes / layer_bytes, 1, num_layers));
+  const int64_t most = std::min<int64_t>(source.layers.size(), kMaxCells / source.num_kv_heads);
+  return static_cast<int32_t>(std::clamp<int64_t>(kStagedBytes / layer_bytes, 1, most));
 }
 
 class DeviceListBuilder {

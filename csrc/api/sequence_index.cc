@@ -254,6 +254,7 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
   const int32_t start = tail_.start;
   while (end - start + kWindowTokens > tail_.reserved &&
          tail_.reserved < recipe_.segment_tokens + kProvisionalTokens) {
+    progress->changed = true;  // a device's lists move
     SEMKV_RETURN_IF_ERROR(ReserveTail());
   }
   std::vector<uint16_t>& pages = source.scratch->page_offsets;

@@ -113,7 +113,7 @@ class SequenceIndex {
   struct Progress {
     int32_t segments = 0, sentences = 0, windows = 0, repartitions = 0;
     int32_t first_token = 0;
-    bool changed = false;  // some list is new, a provisional one perhaps
+    bool changed = false;  // some list is new, a provisional one perhaps, or has another place
   };
 
   SequenceIndex() = default;

@@ -145,6 +145,26 @@ TEST_F(DeviceContextTest, TailsAreFoldedSealedAndRepartitioned) {
   EXPECT_GT(info.num_segments, 1);
 }
 
+// A tail's stores move to more memory at a token that completes no list.
+TEST_F(DeviceContextTest, TailsThatMoveAreReadWhereTheyAre) {
+  DeviceContextShape shape;
+  shape.num_layers = 1;
+  shape.num_pages = 64;
+  shape.max_sequence_tokens = 1024;
+  TwoContexts contexts(shape);
+  const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_CLUSTER, 128));
+  contexts.Append(sequence, 64);
+  contexts.Index(sequence);
+  contexts.Append(sequence, 700);
+  contexts.Observe(sequence);
+  for (int32_t i = 0; i < 10; ++i) {
+    contexts.Append(sequence, 1);
+    contexts.StepAndCompare({sequence}, 128);
+    contexts.Observe(sequence);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_F(DeviceContextTest, ABatchMixesRowsAndForksCopyWhatTheyWrite) {
   DeviceContextShape shape;
   TwoContexts contexts(shape);
@@ -360,6 +380,30 @@ TEST_F(DeviceContextTest, AnyAllocationMayFail) {
     if (num_failures == before) break;
   }
   EXPECT_GT(num_failures, 5);
+}
+
+// Lists that could not be folded are gone, until they are built anew.
+TEST_F(DeviceContextTest, AnAllocationOfObserveMayFail) {
+  if (!kIsEmulated) GTEST_SKIP() << "the emulated runtime fails them";
+  int which = 0;
+  for (int status = SEMKV_RESOURCE_EXHAUSTED; status != SEMKV_OK;) {
+    SCOPED_TRACE("allocation " + std::to_string(++which));
+    TwoContexts contexts(DeviceContextShape{});
+    const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
+    contexts.Append(sequence, 30);
+    contexts.Index(sequence);
+    const semkv_sequence fork = contexts.Fork(sequence);
+    contexts.Append(sequence, 330);
+    testing::FailAllocation(which);
+    status = semkv_observe(contexts.device(), sequence);
+    testing::FailAllocation(0);
+    if (status == SEMKV_OK) break;
+    EXPECT_EQ(status, SEMKV_RESOURCE_EXHAUSTED) << semkv_last_error();
+    contexts.Index(sequence);
+    contexts.StepAndCompare({sequence, fork}, 96);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(which, 4);  // memory for the work, and three stores that the fork has too
 }
 
 TEST_F(DeviceContextTest, AContextThatFindsNoMemoryLeavesNone) {
