@@ -28,6 +28,7 @@ semkv_policy Policy(int32_t kind, int32_t budget) {
   policy.budget = budget;
   policy.min_context = budget;
   policy.dense_layers = 0;
+  policy.kmeans_iterations = 2;  // the harness takes its time
   return policy;
 }
 
@@ -90,7 +91,7 @@ TEST_F(DeviceContextTest, EveryPolicySelectsAndAttendsAsOnTheHost) {
     const semkv_sequence sequence = contexts.NewSequence(c.policy);
     contexts.Append(sequence, 300);
     contexts.Index(sequence);
-    DecodeAndCompare(contexts, sequence, 20, 256, 19);
+    DecodeAndCompare(contexts, sequence, 10, 256, 9);
     if (HasFatalFailure()) return;
     ExpectSameLayerRows(contexts);
   }

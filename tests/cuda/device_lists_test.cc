@@ -328,7 +328,7 @@ semkv_policy SmallPolicy(int32_t kind) {
   semkv_policy policy = DefaultPolicy(kind);
   policy.budget = 128;
   policy.segment_tokens = 1024;
-  policy.kmeans_iterations = 4;
+  policy.kmeans_iterations = 3;
   return policy;
 }
 
