@@ -10,6 +10,7 @@
 #include <random>
 
 #include "benchmarks/plain_read.h"
+#include "csrc/ops/numeric/float_convert.h"
 
 namespace semkv {
 namespace {
@@ -86,8 +87,9 @@ DecodeAttentionRun::DecodeAttentionRun(const AttentionLayers& layers, int32_t nu
     : layers_(layers), pool_(num_threads), q_(kNumHeads * kHeadDim), out_(q_.size()) {
   std::mt19937_64 rng(2);
   std::normal_distribution<float> normal;
-  for (float& x : q_) x = normal(rng);
+  for (uint16_t& x : q_) x = BFloat16FromFloat(normal(rng));
   params_.q = q_.data();
+  params_.q_dtype = DType::kBFloat16;
   params_.out = out_.data();
   params_.q_head = params_.out_head = kHeadDim;
   params_.num_rows = 1;

@@ -59,7 +59,7 @@ class DecodeAttentionRun {
   const AttentionLayers& layers_;
   ThreadPool pool_;
   DecodeAttentionParams params_;
-  std::vector<float> q_, out_;
+  std::vector<uint16_t> q_, out_;  // bfloat16, as an engine's are
   std::vector<int32_t> row_tokens_, slots_, counts_;
   std::vector<uint8_t> workspace_;
   size_t bytes_ = 0;

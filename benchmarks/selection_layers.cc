@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "benchmarks/plain_read.h"
+#include "csrc/ops/numeric/float_convert.h"
 #include "tests/api/index_fixture.h"
 #include "tests/testing/generator_s1.h"
 
@@ -87,8 +88,9 @@ void SelectionIndex::AddHead(int32_t head, int32_t num_tokens, const semkv_polic
   options.num_queries = kSteps * kGroup;
   const testing::S1Data data = testing::GenerateS1(options);
   for (int32_t step = 0; step < kSteps; ++step) {
-    std::copy_n(data.query(step * kGroup), kGroup * kHeadDim,
-                &queries_[(int64_t{step} * kNumHeads + head * kGroup) * kHeadDim]);
+    std::transform(data.query(step * kGroup), data.query(step * kGroup) + kGroup * kHeadDim,
+                   &queries_[(int64_t{step} * kNumHeads + head * kGroup) * kHeadDim],
+                   BFloat16FromFloat);
   }
   testing::IndexFixture fixture(1, kHeadDim, data.keys, data.values, policy, 1);
   fixture.Index(num_tokens, data.closes.data());
@@ -113,7 +115,7 @@ std::vector<ListsView> SelectionIndex::CopyTo(uint8_t* memory) const {
   return copies;
 }
 
-const float* SelectionIndex::queries(int64_t i) const {
+const uint16_t* SelectionIndex::queries(int64_t i) const {
   return &queries_[i % kSteps * kNumHeads * kHeadDim];
 }
 
@@ -148,6 +150,7 @@ SelectionRun::SelectionRun(const AttentionLayers& layers, int32_t num_tokens,
 }
 
 void SelectionRun::DescribeSelection() {
+  score_.q_dtype = attend_.q_dtype = DType::kBFloat16;
   score_.q_head = kHeadDim;
   score_.num_rows = select_.num_rows = 1;
   score_.num_heads = kNumHeads;

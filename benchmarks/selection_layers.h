@@ -39,7 +39,7 @@ class SelectionIndex {
   int32_t max_lists() const { return max_lists_; }                        // of a KV head
 
   // [num_heads, head_dim] of step i.
-  const float* queries(int64_t i) const;
+  const uint16_t* queries(int64_t i) const;
 
  private:
   void AddHead(int32_t head, int32_t num_tokens, const semkv_policy& policy);
@@ -47,7 +47,7 @@ class SelectionIndex {
   std::vector<std::vector<uint8_t>> heads_;  // what views_ point to
   std::vector<ListsView> views_;
   std::vector<int32_t> view_begin_ = {0};
-  std::vector<float> queries_;  // [steps, num_heads, head_dim]
+  std::vector<uint16_t> queries_;  // [steps, num_heads, head_dim], bfloat16
   int32_t max_lists_ = 0;
   size_t bytes_ = 0;
 };
@@ -85,7 +85,7 @@ class SelectionRun {
   DecodeAttentionParams attend_;
   std::vector<int32_t> slots_, positions_, counts_;
   std::vector<int64_t> row_offsets_;  // in a layer, of step 0's selection
-  std::vector<float> out_;
+  std::vector<uint16_t> out_;
   std::vector<uint8_t> retrieval_workspace_, attention_workspace_;
 };
 

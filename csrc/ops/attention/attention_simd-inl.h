@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/ops/attention/decode_attention_tile.h"
 #include "csrc/ops/numeric/exp2-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
@@ -34,9 +35,6 @@ using FloatTag = hn::ScalableTag<float>;
 using FloatVec = hn::Vec<FloatTag>;
 
 constexpr size_t kLanes = HWY_LANES(float);
-constexpr size_t kQuadHeads = 4;
-constexpr size_t kQuadTokens = 4;
-constexpr size_t kQuadScores = kQuadHeads * kQuadTokens;
 static_assert(kLanes >= 4 && kQuadScores % kLanes == 0, "a quad is a whole number of vectors");
 
 // ------------------------------ Widening loads

@@ -15,32 +15,19 @@
 #include "hwy/foreach_target.h"
 //
 #include "csrc/ops/attention/attention_simd-inl.h"
+#include "csrc/ops/attention/decode_attention_bf16.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace semkv {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kTileTokens = 16;
 constexpr size_t kTileQuads = kTileTokens / kQuadTokens;
-constexpr size_t kLineBytes = 64;
 constexpr size_t kMaxQuads = kMaxPieceHeads / kQuadHeads;
 
 // Value channels that accumulate in registers at once: 4 heads * 4 vectors where there are 32
 // registers.
 constexpr size_t kValueVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
-
-// The rows of some tokens, key and value after each other. Those beyond num_tokens repeat the last
-// token, so that whole quads may be scored.
-template <typename T>
-struct Tile {
-  const T* rows[2 * kTileTokens];
-  size_t num_tokens;
-
-  const T* key(size_t i) const { return rows[2 * i]; }
-  const T* value(size_t i) const { return rows[2 * i + 1]; }
-  size_t num_quads() const { return CeilDiv(num_tokens, kQuadTokens); }
-};
 
 // Working set of a piece. Rows of q and acc are in the channel order of the pool's dtype.
 struct PieceScratch {
@@ -108,53 +95,6 @@ class RowFinder {
   const int32_t mask_;
   const T* const k_;
   const T* const v_;
-};
-
-// How many of `lines` are due at step `i` of `n`.
-constexpr size_t Share(size_t lines, size_t i, size_t n) {
-  return lines * (i + 1) / n - lines * i / n;
-}
-
-// Touches the rows of the next tile, K and V of a token after each other, a few lines at a time:
-// fills that come at a steady pace never wait for a free fill buffer, and lines in address order
-// keep the hardware's prefetcher running. With each row, the first line of a row of the tile after
-// that is brought into L2: the page walk and the start of a new DRAM page are then over when the
-// row's own turn comes.
-template <typename T>
-class Prefetcher {
- public:
-  Prefetcher(const Tile<T>& next, const Tile<T>& far, size_t head_dim)
-      : next_(next.rows), far_(far.rows), row_bytes_(head_dim * sizeof(T)) {
-    StartRow();
-  }
-
-  HWY_INLINE void Touch(size_t lines) {
-    if (row_ == 2 * kTileTokens) return;  // a later quad of heads reads the same rows
-    for (size_t i = 0; i < lines; ++i) {
-      __builtin_prefetch(reinterpret_cast<const void*>(at_ + i * kLineBytes));
-    }
-    at_ += lines * kLineBytes;
-    if (at_ >= end_ && ++row_ < 2 * kTileTokens) StartRow();
-  }
-
-  void TouchAll() {
-    while (row_ < 2 * kTileTokens) Touch(1);
-  }
-
- private:
-  HWY_INLINE void StartRow() {
-    __builtin_prefetch(far_[row_], 0, 2);
-    at_ = reinterpret_cast<uintptr_t>(next_[row_]);
-    end_ = at_ + row_bytes_;
-  }
-
-  const T* const* next_;
-  const T* const* far_;
-  size_t row_bytes_;
-  size_t row_ = 0;
-  // Numbers, since the last step of a row may end beyond it.
-  uintptr_t at_;
-  uintptr_t end_;
 };
 
 // ------------------------------ Scores
@@ -291,15 +231,17 @@ void LoadQueries(const DecodeAttentionParams& params, const DecodePiece& piece, 
   }
 }
 
-template <typename T>
-void StoreResults(const DecodePiece& piece, const PieceScratch& scratch, size_t head_dim) {
+// unpack(row of acc, head_dim, factor, out): its channels in natural order, times factor.
+template <typename Unpack>
+void StoreResults(const DecodePiece& piece, const PieceScratch& scratch, size_t head_dim,
+                  const Unpack& unpack) {
   for (size_t h = 0; h < static_cast<size_t>(piece.num_heads); ++h) {
     const SoftmaxState& state = scratch.softmax[h / kQuadHeads];
     const size_t lane = h % kQuadHeads * kQuadTokens;
     const float* s = state.sum + lane;
     const float sum = (s[0] + s[1]) + (s[2] + s[3]);
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    UnpackRow<T>(scratch.acc + h * head_dim, head_dim, inverse, piece.out + h * piece.out_head);
+    unpack(scratch.acc + h * head_dim, head_dim, inverse, piece.out + h * piece.out_head);
     piece.lse[h * piece.lse_head] = kLn2 * (state.max[lane] + std::log2(sum));
   }
 }
@@ -332,14 +274,64 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
     }
     rows.FillTile(begin + 3 * kTileTokens, tiles[i]);
   }
-  StoreResults<T>(piece, scratch, head_dim);
+  StoreResults(piece, scratch, head_dim, UnpackRow<T>);
 }
+
+#if HWY_TARGET == HWY_AVX3
+
+bool TakesBf16Dots(const DecodeAttentionParams& params) {
+  return params.q_dtype == DType::kBFloat16 && params.head_dim % kBf16DotChannels == 0 &&
+         HasBf16Dot();
+}
+
+// AttendStored of rows that are multiplied as they are stored.
+void AttendBf16(const DecodeAttentionParams& params, const DecodePiece& piece) {
+  const size_t head_dim = params.head_dim;
+  const size_t num_quads = CeilDiv<size_t>(piece.num_heads, kQuadHeads);
+  const float factor = params.logit_cap != 0.0f ? params.scale : params.scale * kLog2E;
+  const RowFinder<hwy::bfloat16_t> rows(piece);
+  Tile<hwy::bfloat16_t> tiles[3];
+  for (size_t i = 0; i < 3; ++i) rows.FillTile(i * kTileTokens, tiles[i]);
+  Prefetcher<hwy::bfloat16_t>(tiles[0], tiles[1], head_dim).TouchAll();
+
+  PieceScratch scratch;
+  auto* const q = reinterpret_cast<uint16_t*>(scratch.q);
+  std::memset(q, 0, num_quads * kQuadHeads * head_dim * sizeof(uint16_t));
+  for (int32_t h = 0; h < piece.num_heads; ++h) {
+    const int64_t first = piece.row * params.q_row + (piece.first_head + h) * params.q_head;
+    std::memcpy(q + h * head_dim, static_cast<const uint16_t*>(params.q) + first,
+                head_dim * sizeof(uint16_t));
+  }
+  std::memset(scratch.acc, 0, num_quads * kQuadHeads * head_dim * sizeof(float));
+  for (size_t quad = 0; quad < num_quads; ++quad) Reset(scratch.softmax[quad]);
+
+  const size_t num_tokens = piece.num_tokens;
+  for (size_t begin = 0, i = 0; begin < num_tokens; begin += kTileTokens, i = (i + 1) % 3) {
+    const Tile<hwy::bfloat16_t>& tile = tiles[i];
+    Prefetcher<hwy::bfloat16_t> prefetcher(tiles[(i + 1) % 3], tiles[(i + 2) % 3], head_dim);
+    for (size_t quad = 0; quad < num_quads; ++quad) {
+      const size_t first = quad * kQuadHeads * head_dim;
+      ScoreTileBf16(tile, q + first, head_dim, factor, scratch.scores, prefetcher);
+      if (params.logit_cap != 0.0f) CapScores(tile.num_quads(), params.logit_cap, scratch.scores);
+      alignas(64) float rescale[kQuadScores];
+      UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
+      AddTileValuesBf16(tile, scratch.scores, rescale, head_dim, scratch.acc + first, prefetcher);
+    }
+    rows.FillTile(begin + 3 * kTileTokens, tiles[i]);
+  }
+  StoreResults(piece, scratch, head_dim, UnpackBf16Row);
+}
+
+#endif  // HWY_TARGET == HWY_AVX3
 
 void AttendPieceTarget(const DecodeAttentionParams& params, const DecodePiece& piece) {
   switch (piece.view->dtype) {
     case DType::kFloat16:
       return AttendStored<hwy::float16_t>(params, piece);
     case DType::kBFloat16:
+#if HWY_TARGET == HWY_AVX3
+      if (TakesBf16Dots(params)) return AttendBf16(params, piece);
+#endif
       return AttendStored<hwy::bfloat16_t>(params, piece);
     case DType::kFloat32:
       return AttendStored<float>(params, piece);

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/ops/attention/decode_attention_bf16.h"
 #include "csrc/ops/numeric/float_convert.h"
 #include "hwy/highway.h"
 #include "hwy/targets.h"
@@ -132,6 +133,17 @@ void ForEachTarget(const F& f) {
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+// The same for decode attention, and once more without bf16 dot products where there are some.
+template <typename F>
+void ForEachDecodeTarget(const F& f) {
+  ForEachTarget(f);
+  if (!HasBf16Dot()) return;
+  SCOPED_TRACE("without bf16 dot products");
+  AllowBf16DotForTest(false);
+  f();
+  AllowBf16DotForTest(true);
 }
 
 // NaN and infinity in the same places, everything else within `tolerance` of max(1, |expected|);

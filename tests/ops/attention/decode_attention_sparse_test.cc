@@ -19,7 +19,7 @@ namespace {
 using testing::AttentionResult;
 using testing::AttentionShape;
 using testing::DecodeProblem;
-using testing::ForEachTarget;
+using testing::ForEachDecodeTarget;
 using testing::kInfinity;
 using testing::PoolLayout;
 using testing::RandomQueries;
@@ -45,7 +45,7 @@ TEST(DecodeAttentionSparseTest, ListingEveryTokenEqualsTheDenseRow) {
     const SlotList slots = Slice(testing::Permutation(rng, 3000), 0, 2500);
     WriteBoth(sparse, tokens, slots);
     const AttentionResult expected = dense.RunReference();
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       sparse.SetSlots(2, {slots, slots}, {});
       EXPECT_TRUE(ResultsNear(sparse.RunHost(pool, 2500), expected, dtype));
       EXPECT_EQ(sparse.RunHost(pool, 2500), dense.RunHost(pool, 2500)) << "the order is the same";
@@ -71,7 +71,7 @@ TEST(DecodeAttentionSparseTest, PoolsMayDifferInDtypeAndStrides) {
       problem.SetSlots(2, {Slice(slots, 0, 81), Slice(slots, 3, 5)},
                        {Slice(slots, 100, 489), Slice(slots, 200, 500)});
       const AttentionResult expected = problem.RunReference();
-      ForEachTarget(
+      ForEachDecodeTarget(
           [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 500), expected, DType::kFloat32)); });
     }
   }
@@ -82,7 +82,7 @@ TEST(DecodeAttentionSparseTest, EveryQueryHeadMayHaveItsOwnSelection) {
   ThreadPool pool(3);
   DecodeProblem problem = testing::SelectionPerHeadProblem(rng, DType::kBFloat16);
   const AttentionResult expected = problem.RunReference();
-  ForEachTarget(
+  ForEachDecodeTarget(
       [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 400), expected, DType::kBFloat16)); });
 }
 
@@ -95,7 +95,7 @@ TEST(DecodeAttentionSparseTest, EmptyRowsGiveZeroAndMinusInfinity) {
   sparse.SetSlots(2, {{}, {}}, {{}, {}});
   DecodeProblem dense(shape, 1, RandomQueries(rng, shape, 1));
   dense.SetDense(rng, {TokenRows{}}, PoolLayout::kRowPairs, 16);
-  ForEachTarget([&] {
+  ForEachDecodeTarget([&] {
     for (DecodeProblem* problem : {&sparse, &dense}) {
       const AttentionResult result = problem->RunHost(pool, 1);
       EXPECT_EQ(result, problem->RunReference());
@@ -119,7 +119,7 @@ TEST(DecodeAttentionSparseTest, MergingTheRestEqualsReadingIt) {
   for (size_t cut : {0, 1, 100, 2048, 2599, 2600}) {
     SCOPED_TRACE(cut);
     const SlotList a = Slice(slots, 0, cut), b = Slice(slots, cut, 2600);
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       problem.params.rest_out = problem.params.rest_lse = nullptr;
       problem.SetSlots(2, {b, b}, {});
       const AttentionResult rest = problem.RunHost(pool, 2600);
@@ -142,7 +142,7 @@ TEST(DecodeAttentionSparseTest, RandomBatchesOfDenseAndSparseRowsFollowTheRefere
         testing::RandomBatch(rng, {round % 4 == 0 ? 5000 : 300, 2500}, round % 3 == 0);
     const AttentionResult expected = problem.RunReference();
     ThreadPool pool(1 + round % 3);
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 5000), expected, problem.params.q_dtype));
     });
   }

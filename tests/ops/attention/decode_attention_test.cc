@@ -19,7 +19,7 @@ using testing::AttentionResult;
 using testing::AttentionShape;
 using testing::DecodeProblem;
 using testing::DenseProblem;
-using testing::ForEachTarget;
+using testing::ForEachDecodeTarget;
 using testing::kInfinity;
 using testing::PoolLayout;
 using testing::RandomQueries;
@@ -39,7 +39,7 @@ TEST_P(DecodeAttentionShapeTest, EqualsTheReferenceOnEveryTarget) {
     SCOPED_TRACE(testing::ShapeName(shape));
     DecodeProblem problem = DenseProblem(rng, shape);
     const AttentionResult expected = problem.RunReference();
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       EXPECT_TRUE(ResultsNear(problem.RunHost(pool, shape.num_tokens), expected, shape.dtype));
     });
   }
@@ -59,7 +59,7 @@ TEST(DecodeAttentionTest, PageSizeAndLayoutDoNotChangeABit) {
     const AttentionShape shape{8, 2, 128, 3000, dtype};
     const std::vector<float> q = RandomQueries(rng, shape, 1);
     const TokenRows tokens = RandomTokens(rng, shape);
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       DecodeProblem dense(shape, 1, q);
       dense.SetDense(rng, {tokens}, PoolLayout::kRowPairs, 1024);
       const AttentionResult expected = dense.RunHost(pool, shape.num_tokens);
@@ -112,7 +112,7 @@ TEST(DecodeAttentionTest, WeightsAreTheSoftmaxAndZeroOutsideTheSelection) {
     if (t % 3 == 1) selected.push_back(t);
   }
   problem.SetSlots(1, {selected}, {});
-  ForEachTarget([&] {
+  ForEachDecodeTarget([&] {
     const AttentionResult result = problem.RunHost(pool, 128);
     for (int32_t h = 0; h < 4; ++h) {
       double total = 0.0;
@@ -143,7 +143,7 @@ TEST(DecodeAttentionTest, EqualScoresShareTheWeight) {
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
   problem.SetDense(rng, {tokens}, PoolLayout::kRowPairs, 16);
   ThreadPool pool(1);
-  ForEachTarget([&] {
+  ForEachDecodeTarget([&] {
     for (float x : problem.RunHost(pool, 2).out) EXPECT_EQ(x, 0.5f);
   });
 }
@@ -155,7 +155,8 @@ TEST(DecodeAttentionTest, SoftCapFollowsTheReference) {
     for (float cap : {0.5f, 30.0f, 50.0f}) {
       DecodeProblem problem = testing::SoftCapProblem(rng, dtype, cap);
       const AttentionResult expected = problem.RunReference();
-      ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
+      ForEachDecodeTarget(
+          [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
     }
   }
 }
@@ -195,7 +196,7 @@ TEST(DecodeAttentionTest, NanInAKeyReachesOnlyTheHeadsThatReadIt) {
     for (int32_t bad : {0, 3, 69}) {
       DecodeProblem problem = testing::NanKeyProblem(dtype, bad);
       const AttentionResult expected = problem.RunReference();
-      ForEachTarget([&] {
+      ForEachDecodeTarget([&] {
         const AttentionResult result = problem.RunHost(pool, 70);
         EXPECT_TRUE(ResultsNear(result, expected, dtype));
         for (size_t i = 0; i < result.lse.size(); ++i) {
@@ -214,7 +215,8 @@ TEST(DecodeAttentionTest, ScoresOfMinusInfinityWeighNothing) {
       DecodeProblem problem = testing::MinusInfinityProblem(dtype, masked);
       const AttentionResult expected = problem.RunReference();
       EXPECT_EQ(std::isfinite(expected.lse[0]), masked < 300);
-      ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
+      ForEachDecodeTarget(
+          [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 300), expected, dtype)); });
     }
   }
 }
@@ -229,7 +231,7 @@ TEST(DecodeAttentionTest, WideScoresMakeNoSubnormalNumbers) {
     for (float& x : q) x *= deviation;
     DecodeProblem problem(shape, 1, q);
     problem.SetDense(rng, {RandomTokens(rng, shape)}, PoolLayout::kRowPairs, 16);
-    ForEachTarget([&] {
+    ForEachDecodeTarget([&] {
       std::feclearexcept(FE_ALL_EXCEPT);
       problem.RunHost(pool, 2048);
       EXPECT_EQ(std::fetestexcept(FE_UNDERFLOW), 0) << "deviation " << deviation;
@@ -243,7 +245,8 @@ TEST(DecodeAttentionTest, InfiniteValuesStayInTheirChannel) {
     DecodeProblem problem = testing::InfiniteValuesProblem(dtype, PoolLayout::kHeadMajor);
     const AttentionResult expected = problem.RunReference();
     EXPECT_EQ(expected.out[79], kInfinity);
-    ForEachTarget([&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 67), expected, dtype)); });
+    ForEachDecodeTarget(
+        [&] { EXPECT_TRUE(ResultsNear(problem.RunHost(pool, 67), expected, dtype)); });
   }
 }
 
@@ -251,7 +254,7 @@ TEST(DecodeAttentionTest, SubnormalAndLargeStoredNumbersAreExact) {
   ThreadPool pool(1);
   DecodeProblem problem = testing::EdgesOfFloat16Problem();
   const AttentionResult expected = problem.RunReference();
-  ForEachTarget([&] { EXPECT_EQ(problem.RunHost(pool, 1).out, expected.out); });
+  ForEachDecodeTarget([&] { EXPECT_EQ(problem.RunHost(pool, 1).out, expected.out); });
 }
 
 TEST(DecodeAttentionTest, RefusesByName) {
