@@ -53,7 +53,8 @@ class ListStore {
   explicit ListStore(const ListStoreShape& shape, Device* device = nullptr);
 
   // Makes room for `max_lists` lists and `max_members` members per cell. Keeps what is there.
-  // Errors, here and below: those of the device; nothing has changed then.
+  // Errors, here and below: those of the device. Nothing has changed then, but for AppendRanges,
+  // after which the store is of no use.
   absl::Status Reserve(int32_t max_lists, int32_t max_members);
   // From here on no other store has this one's memory. Before anything is appended.
   absl::Status Unshare();
