@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/prefetch_level.h"
 #include "semkv/types.h"
 
 namespace semkv {
@@ -33,18 +34,6 @@ struct Tile {
 // How many of `lines` are due at step `i` of `n`.
 constexpr size_t Share(size_t lines, size_t i, size_t n) {
   return lines * (i + 1) / n - lines * i / n;
-}
-
-// Where rows are brought: an AMD core (Zen 4) has too few outstanding fills of its first-level
-// cache for a stream from memory, an Intel core (Cascade Lake) has them and then finds the rows
-// nearer.
-inline bool PrefetchesIntoL2() {
-#if defined(__x86_64__)
-  static const bool is_amd = __builtin_cpu_is("amd");
-  return is_amd;
-#else
-  return false;
-#endif
 }
 
 // Touches the rows of the next tile, K and V of a token after each other, a few lines at a time:

@@ -30,6 +30,8 @@ void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
 
 #include <immintrin.h>
 
+#include "csrc/ops/prefetch_level.h"
+
 #define SEMKV_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define SEMKV_VNNI_INLINE SEMKV_VNNI __attribute__((always_inline)) inline
 
@@ -39,7 +41,6 @@ namespace {
 // Four lists share a register, 16 channels of each in its 128-bit blocks: of the sums, blocks then
 // need not be added, and the port that shuffles stays free for products.
 constexpr int kSplitElements = 32;  // int16 of a register
-constexpr int kPrefetchBytes = 4096;
 
 // Block by block: {sum of a's lanes, of b's, of c's, of e's}.
 SEMKV_VNNI_INLINE __m512i SumWithinBlocks(__m512i a, __m512i b, __m512i c, __m512i e) {
@@ -109,11 +110,48 @@ SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const 
   StoreSums(even_sums, surplus, dots, stride);
 }
 
+// How far ahead lists are asked for: 16 blocks of 128 channels into the second-level cache, where
+// there is room for more, or 8 into the first.
+constexpr int64_t kBytesAheadL2 = 8192, kBytesAheadL1 = 4096;
+
+// Asks for what is read some blocks later, the lists' end and the beginning of `next` alike.
+class LinesAhead {
+ public:
+  LinesAhead(const int8_t* lists, int64_t bytes, const int8_t* next)
+      : lists_(lists),
+        bytes_(bytes),
+        next_(next != nullptr ? next : lists + bytes),
+        into_l2_(PrefetchesIntoL2()),
+        distance_(into_l2_ ? kBytesAheadL2 : kBytesAheadL1) {}
+
+  // When `bytes` of the lists are worked on, from `at` on.
+  SEMKV_VNNI_INLINE void Ask(int64_t at, int64_t bytes) const {
+    at += distance_;
+    const char* const from =
+        reinterpret_cast<const char*>(at < bytes_ ? lists_ + at : next_ + (at - bytes_));
+    for (int64_t line = 0; line < bytes; line += 64) {
+      if (into_l2_) {
+        _mm_prefetch(from + line, _MM_HINT_T1);
+      } else {
+        _mm_prefetch(from + line, _MM_HINT_T0);
+      }
+    }
+  }
+
+ private:
+  const int8_t* lists_;
+  int64_t bytes_;
+  const int8_t* next_;
+  bool into_l2_;
+  int64_t distance_;
+};
+
 // kHeadDim: 0, or head_dim known to the compiler.
 template <int kHeadDim>
-SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int16_t* queries,
-                         int32_t head_dim, float* dots, int64_t stride) {
+SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
+                         const int16_t* queries, int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
+  const LinesAhead ahead(lists, int64_t{nlist} * head_dim, next);
   const __m512i surplus = SurplusOfHeads(queries, head_dim);
   const int8_t* block[kVnniLists];
   for (int32_t i = 0; i < nlist; i += kVnniLists) {
@@ -124,9 +162,7 @@ SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int16_t* quer
     } else {  // the last list stands for those that are not there
       for (int l = 0; l < kVnniLists; ++l) block[l] = first + std::min(l, last) * head_dim;
     }
-    for (int32_t at = 0; at < kVnniLists * head_dim; at += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(first) + kPrefetchBytes + at, _MM_HINT_T0);
-    }
+    ahead.Ask(int64_t{i} * head_dim, kVnniLists * head_dim);
     // Hides that the queries stay the same: GCC 12 would load them all before the loop, and spill.
     asm("" : "+r"(queries));
     DotBlock(block, queries, head_dim, surplus, dots + i, stride);
@@ -146,12 +182,12 @@ bool HasVnni() {
   return has_vnni && is_vnni_allowed.load(std::memory_order_relaxed);
 }
 
-void DotsVnni(const int8_t* lists, int32_t nlist, const int16_t* queries, int32_t head_dim,
-              float* dots, int64_t stride) {
+void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int16_t* queries,
+              int32_t head_dim, float* dots, int64_t stride) {
   if (head_dim == 128) {
-    DotLists<128>(lists, nlist, queries, head_dim, dots, stride);
+    DotLists<128>(lists, nlist, next, queries, head_dim, dots, stride);
   } else {
-    DotLists<0>(lists, nlist, queries, head_dim, dots, stride);
+    DotLists<0>(lists, nlist, next, queries, head_dim, dots, stride);
   }
 }
 
@@ -162,7 +198,7 @@ void DotsVnni(const int8_t* lists, int32_t nlist, const int16_t* queries, int32_
 namespace semkv {
 
 bool HasVnni() { return false; }
-void DotsVnni(const int8_t*, int32_t, const int16_t*, int32_t, float*, int64_t) {}
+void DotsVnni(const int8_t*, int32_t, const int8_t*, const int16_t*, int32_t, float*, int64_t) {}
 
 }  // namespace semkv
 

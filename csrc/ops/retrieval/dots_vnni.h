@@ -26,11 +26,12 @@ void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out);
 
 // dots[h * stride + i] = sum over channels of query[h, c] * lists[i, c], for kVnniHeads heads.
 // lists: [nlist, head_dim]; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte aligned.
-// dots may be written up to kVnniLists - 1 past nlist.
+// dots may be written up to kVnniLists - 1 past nlist. `next`: what will be read after the lists,
+// whose beginning is brought nearer while the last of them are multiplied; null: what follows them.
 //
 // REQUIRES: HasVnni().
-void DotsVnni(const int8_t* lists, int32_t nlist, const int16_t* queries, int32_t head_dim,
-              float* dots, int64_t stride);
+void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int16_t* queries,
+              int32_t head_dim, float* dots, int64_t stride);
 
 }  // namespace semkv
 

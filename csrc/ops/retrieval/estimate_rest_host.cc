@@ -69,7 +69,7 @@ int32_t PackView(const ScoreListsParams& p, const ListsView& view, int32_t num_t
                  int32_t count, const EstimateScratch& s) {
   const int32_t heads = p.num_heads / p.num_selections;
   DotCenter(view, heads, p.head_dim, p.scale, s.query);
-  DotView(view, s.query, heads, p.head_dim, s.scores + count, s.stride);
+  DotView(view, nullptr, s.query, heads, p.head_dim, s.scores + count, s.stride);
   const int32_t first = count;
   for (int32_t i = 0; i < view.nlist; ++i) {
     const int32_t unread = CountUnread(view, i, s.read, num_tokens);

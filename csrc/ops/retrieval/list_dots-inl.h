@@ -214,10 +214,11 @@ inline bool UsesVnni(int32_t head_dim) {
 }
 
 template <int kHeads>
-HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const QueryScratch& query, int32_t head,
-                                 int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const QueryScratch& query,
+                                 int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
     DotsVnni(static_cast<const int8_t*>(view.centroids), view.nlist,
+             static_cast<const int8_t*>(next),
              query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
     return;
   }
@@ -247,12 +248,12 @@ HWY_INLINE void DotViewFloat(const ListsView& view, int32_t rows_per_list, const
 
 // dots[h * stride + i], h in [0, kHeads): without center, scale of the list or step of the query.
 template <int kHeads>
-HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query, int32_t head,
-                               int32_t head_dim, float* dots, int64_t stride) {
+HWY_INLINE void DotViewOfHeads(const ListsView& view, const void* next, const QueryScratch& query,
+                               int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   const float* const queries = query.query + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      DotViewOfAnyInt8<kHeads>(view, query, head, head_dim, dots, stride);
+      DotViewOfAnyInt8<kHeads>(view, next, query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kBFloat16:
       DotViewFloat<kHeads, BFloat16Lists>(view, 1, queries, head_dim, dots, stride);
@@ -267,16 +268,17 @@ HWY_INLINE void DotViewOfHeads(const ListsView& view, const QueryScratch& query,
 }
 
 // The same for every head of the selection. dots may be written up to kBlockLists - 1 past nlist.
-inline void DotView(const ListsView& view, const QueryScratch& query, int32_t heads,
-                    int32_t head_dim, float* dots, int64_t stride) {
+// `next`: centroids that are read after these; may be null.
+inline void DotView(const ListsView& view, const void* next, const QueryScratch& query,
+                    int32_t heads, int32_t head_dim, float* dots, int64_t stride) {
   int32_t h = 0;
   for (; h + kBlockHeads <= heads; h += kBlockHeads) {
-    DotViewOfHeads<kBlockHeads>(view, query, h, head_dim, dots + h * stride, stride);
+    DotViewOfHeads<kBlockHeads>(view, next, query, h, head_dim, dots + h * stride, stride);
   }
   for (; h + 2 <= heads; h += 2) {
-    DotViewOfHeads<2>(view, query, h, head_dim, dots + h * stride, stride);
+    DotViewOfHeads<2>(view, next, query, h, head_dim, dots + h * stride, stride);
   }
-  if (h < heads) DotViewOfHeads<1>(view, query, h, head_dim, dots + h * stride, stride);
+  if (h < heads) DotViewOfHeads<1>(view, next, query, h, head_dim, dots + h * stride, stride);
 }
 
 inline float DotFloat(const float* a, const float* b, int32_t head_dim) {

@@ -166,14 +166,19 @@ void ScoreBlocks(const ListsView& view, int32_t heads, int64_t first, const Scor
   }
 }
 
-void ScoreView(const ScoreListsParams& p, const ListsView& view, VarianceTerm term, int64_t first,
+// `v`: the view's number among those of all tasks; the one after it is read next, here or by the
+// next task.
+void ScoreView(const ScoreListsParams& p, int32_t v, VarianceTerm term, int64_t first,
                const ScoreScratch& s) {
+  const ListsView& view = p.views[v];
+  const int32_t num_views = p.view_begin[p.num_rows * p.num_selections];
+  const void* const next = v + 1 < num_views ? p.views[v + 1].centroids : nullptr;
   const int32_t heads = p.num_heads / p.num_selections;
   DotCenter(view, heads, p.head_dim, p.scale, s.query);
   for (int32_t h = 0; h < heads; ++h) {
     s.multiplier[h] = DotMultiplier(view, s.query, h, p.scale);
   }
-  DotView(view, s.query, heads, p.head_dim, s.scores + first, s.stride);
+  DotView(view, next, s.query, heads, p.head_dim, s.scores + first, s.stride);
   if (view.variances == nullptr || view.form == CentroidForm::kBounds) term = VarianceTerm::kNone;
   switch (term) {
     case VarianceTerm::kBounded:
@@ -286,7 +291,7 @@ void ScoreLists(const ScoreListsParams& p, int64_t task, float* keys, Workspace 
 
   int64_t first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) {
-    ScoreView(p, views[v], row.variance, first, s);
+    ScoreView(p, p.view_begin[task] + v, row.variance, first, s);
   }
   for (int64_t at = 0; at < 2 * heads * kScratchPadding; at += kScratchPadding) {
     const auto block = hn::Load(df, s.maximum + at);
