@@ -8,7 +8,7 @@ build=$1 folder=$2
 rm -rf "$folder"
 mkdir -p "$folder/lib"
 cp "$build"/tests/cuda/*_cuda_test "$build/semkv_bench" "$folder"
-cp tools/gpu_check.py benchmarks/gpu_peers.py "$folder"
+cp tools/gpu_check.py tools/gpu_goals.py benchmarks/gpu_peers.py "$folder"
 strip "$folder"/*_cuda_test "$folder/semkv_bench"
 # All but the C library's own, which every machine has.
 ldd "$folder"/*_cuda_test "$folder/semkv_bench" | awk '$2 == "=>" {print $3}' | sort -u |

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Runs what `make gpu-build` made on this machine's GPU: the tests, the tests under
 compute-sanitizer's tools, the benchmark, and other libraries' kernels beside it where torch can be
-imported. Writes gpu.md and gpu.json into the folder of results; ends with status 1 if anything
-failed, 2 without a GPU. Standard library only.
+imported. Writes gpu.md, the goals beside what was measured first, and gpu.json into the folder of
+results; ends with status 1 if anything failed, 2 without a GPU. --not-run writes the goals alone.
+Standard library only.
 """
 import argparse
 import concurrent.futures
@@ -16,8 +17,10 @@ import sys
 import tarfile
 import time
 
+import gpu_goals
+
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS = 60, 40, 120
+TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS, PEER_SECONDS = 60, 40, 180, 90
 
 
 def run(command, seconds):
@@ -88,17 +91,25 @@ def run_benchmark(folder, results):
     print(output, f"semkv_bench --gpu: {verdict}, {seconds:.0f} s", flush=True)
     results["benchmark"] = json.loads(path.read_text()) if path.exists() else {}
     results["benchmark_verdict"] = verdict
-    verdict, _, output = run([sys.executable, folder / "gpu_peers.py"], BENCH_SECONDS)
+    times = folder / "peers.json"
+    verdict, _, output = run([sys.executable, folder / "gpu_peers.py", times], PEER_SECONDS)
     print(output, flush=True)
-    results["peers"] = output.splitlines() if verdict == "passed" else [f"gpu_peers.py {verdict}"]
+    results["peers"] = output.splitlines()
+    if verdict != "passed":
+        results["peers"].append(f"gpu_peers.py {verdict}")
+    results["peer_times"] = json.loads(times.read_text()) if times.exists() else []
 
 
 def write_table(results, path):
-    lines = ["# CUDA kernels on a GPU", "",
-             f"`make gpu-check` wrote this on {results['date']}: {results['gpu']}, commit "
-             f"{results['commit']}.", "", "## Tests", "",
-             *(f"- {t['name']}: {t['verdict']}, {t['seconds']:.1f} s" for t in results["tests"])]
-    lines += ["", "## compute-sanitizer", "",
+    lines = ["# CUDA kernels on a GPU", "", results["heading"], "", "## Goals", "",
+             "Llama-3-8B's layer in bfloat16; the cases are in benchmarks/cuda, the formulas in "
+             "tools/gpu_goals.py.", "", *gpu_goals.table(results)]
+    if not results["gpu"]:
+        path.write_text("\n".join(lines) + "\n")
+        return
+    lines += ["", "## Tests", "",
+              *(f"- {t['name']}: {t['verdict']}, {t['seconds']:.1f} s" for t in results["tests"]),
+              "", "## compute-sanitizer", "",
               *(f"- {t['tool']} {t['name']}: {t['verdict']}" for t in results["sanitizers"])]
     bench = results["benchmark"]
     if bench:
@@ -118,17 +129,23 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, help="what make gpu-build made")
     parser.add_argument("results", type=pathlib.Path)
+    parser.add_argument("--not-run", action="store_true")
     arguments = parser.parse_args()
+    if arguments.not_run:
+        write_table({"gpu": None, "heading": "Not run on a GPU so far. `make gpu-check` on a machine "
+                     "with one writes this page."}, arguments.results / "gpu.md")
+        return 0
     gpu = gpu_name()
     if gpu is None:
         print("gpu_check: nvidia-smi finds no GPU here", file=sys.stderr)
         return 2
     folder = arguments.folder.resolve()
     unpack_libraries(folder)
-    results = {"gpu": gpu, "date": datetime.date.today().isoformat(),
-               "commit": (folder / "COMMIT").read_text().strip(), "tests": [], "sanitizers": [],
-               "benchmark": {}, "peers": []}
-    print(gpu, results["commit"])
+    date, commit = datetime.date.today().isoformat(), (folder / "COMMIT").read_text().strip()
+    results = {"gpu": gpu, "date": date, "commit": commit,
+               "heading": f"`make gpu-check` wrote this on {date}: {gpu}, commit {commit}.",
+               "tests": [], "sanitizers": [], "benchmark": {}, "peers": [], "peer_times": []}
+    print(gpu, commit)
     arguments.results.mkdir(parents=True, exist_ok=True)
     for stage in (run_tests, run_benchmark, run_sanitizers):
         stage(folder, results)

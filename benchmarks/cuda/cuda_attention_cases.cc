@@ -2,113 +2,62 @@
 // scattered, and the merging of its results.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <memory>
-#include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "benchmarks/cuda/cuda_attention_problem.h"
 #include "benchmarks/cuda/cuda_case.h"
-#include "csrc/ops/attention/decode_attention_cuda.h"
 #include "csrc/ops/attention/merge_states_cuda.h"
 
 namespace semkv {
 namespace {
 
-constexpr int32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
-constexpr int64_t kElementBytes = 2;
-
-int64_t KvBytes(int64_t tokens) { return 2 * tokens * kKvHeads * kHeadDim * kElementBytes; }
-
-// Keys, then values, as [page, token, KV head, channel].
-KvView MakeView(CudaArena& arena, int64_t tokens) {
-  KvView view;
-  view.page_tokens = kPageTokens;
-  view.num_pages = static_cast<int32_t>(tokens / kPageTokens);
-  view.dtype = DType::kBFloat16;
-  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens)));
-  view.v = static_cast<char*>(view.k) + KvBytes(tokens) / 2;
-  view.k_head = view.v_head = kHeadDim;
-  view.k_token = view.v_token = kKvHeads * kHeadDim;
-  view.k_page = view.v_page = kPageTokens * view.k_token;
-  return view;
-}
-
-std::vector<int32_t> RandomOrder(int32_t n, std::mt19937& rng) {
-  std::vector<int32_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), rng);
-  return order;
-}
-
-// What all layers share but keys and values.
-DecodeAttentionParams MakeParams(CudaArena& arena, int32_t num_rows) {
-  DecodeAttentionParams p;
-  const size_t q_bytes = static_cast<size_t>(num_rows) * kHeads * kHeadDim * kElementBytes;
-  p.q = arena.Normal(q_bytes);
-  p.out = arena.Bytes(q_bytes);
-  p.q_dtype = DType::kBFloat16;
-  p.q_row = p.out_row = kHeads * kHeadDim;
-  p.q_head = p.out_head = kHeadDim;
-  p.num_rows = num_rows;
-  p.num_heads = kHeads;
-  p.num_kv_heads = kKvHeads;
-  p.head_dim = kHeadDim;
-  p.scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
-  return p;
-}
-
-CudaLaunch Launch(CudaArena& arena, const DecodeAttentionParams& params, int32_t max_row_tokens,
-                  std::vector<KvView> layers) {
-  DecodeAttentionBounds bounds;
-  bounds.num_rows = params.num_rows;
-  bounds.max_row_tokens = max_row_tokens;
-  bounds.num_heads = kHeads;
-  bounds.num_kv_heads = kKvHeads;
-  bounds.num_selections = params.num_selections;
-  bounds.head_dim = kHeadDim;
-  const DecodeAttentionPlan plan = PlanDecodeAttention(bounds);
-  const size_t bytes = DecodeAttentionCudaWorkspaceBytes(plan);
-  void* workspace = arena.Zeros(bytes);
+CudaLaunch Launch(const AttentionProblem& problem, std::vector<KvView> layers) {
   return [=](int32_t layer, cudaStream_t stream) {
-    DecodeAttentionParams p = params;
-    p.position = layers[layer];
-    return DecodeAttentionCuda(p, plan, workspace, bytes, stream);
+    return problem.Enqueue(layers[layer], KvView(), stream);
   };
+}
+
+std::vector<KvView> MakeViews(CudaArena& arena, int32_t num_layers, int64_t tokens) {
+  std::vector<KvView> layers(num_layers);
+  for (KvView& view : layers) view = MakeView(arena, tokens);
+  return layers;
 }
 
 CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens) {
   std::mt19937 rng(2);
-  DecodeAttentionParams p = MakeParams(arena, num_rows);
+  AttentionProblem problem = MakeAttention(arena, num_rows, 0, tokens);
+  DecodeAttentionParams& p = problem.params;
   const int64_t all_tokens = int64_t{num_rows} * tokens;
   p.block_table = arena.Copy(RandomOrder(static_cast<int32_t>(all_tokens / kPageTokens), rng));
   p.block_table_stride = tokens / kPageTokens;
   p.row_tokens = arena.Copy(std::vector<int32_t>(num_rows, tokens));
-  std::vector<KvView> layers(num_layers);
-  for (KvView& view : layers) view = MakeView(arena, all_tokens);
-  return Launch(arena, p, tokens, layers);
+  return Launch(problem, MakeViews(arena, num_layers, all_tokens));
 }
 
-CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t tokens, int32_t selected) {
+// Every (row, KV head) has `selected` tokens of its own `tokens`, anywhere.
+CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens,
+                         int32_t selected) {
   std::mt19937 rng(3);
-  DecodeAttentionParams p = MakeParams(arena, 1);
-  const std::vector<int32_t> table = RandomOrder(tokens / kPageTokens, rng);
+  AttentionProblem problem = MakeAttention(arena, num_rows, kKvHeads, selected);
+  const int32_t row_pages = tokens / kPageTokens;
+  const std::vector<int32_t> table = RandomOrder(num_rows * row_pages, rng);
   std::vector<int32_t> slots;
-  for (int32_t head = 0; head < kKvHeads; ++head) {
+  for (int32_t cell = 0; cell < num_rows * kKvHeads; ++cell) {
     std::vector<int32_t> chosen = RandomOrder(tokens, rng);
     chosen.resize(selected);
     std::sort(chosen.begin(), chosen.end());
+    const int32_t first = cell / kKvHeads * row_pages;
     for (int32_t t : chosen) {
-      slots.push_back(table[t / kPageTokens] * kPageTokens + t % kPageTokens);
+      slots.push_back(table[first + t / kPageTokens] * kPageTokens + t % kPageTokens);
     }
   }
-  p.num_selections = kKvHeads;
-  p.position_slots = {arena.Copy(slots), arena.Copy(std::vector<int32_t>(kKvHeads, selected)),
-                      int64_t{kKvHeads} * selected, selected};
-  std::vector<KvView> layers(num_layers);
-  for (KvView& view : layers) view = MakeView(arena, tokens);
-  return Launch(arena, p, selected, layers);
+  problem.params.position_slots = {arena.Copy(slots),
+                                   arena.Copy(std::vector<int32_t>(num_rows * kKvHeads, selected)),
+                                   int64_t{kKvHeads} * selected, selected};
+  return Launch(problem, MakeViews(arena, num_layers, int64_t{num_rows} * tokens));
 }
 
 CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) {
@@ -135,24 +84,43 @@ CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) 
 }  // namespace
 
 void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases) {
-  for (const auto& [rows, full] : {std::pair{1, 8192}, {1, 32768}, {1, 131072}, {8, 8192}}) {
-    const int32_t tokens = full / shrink;
+  struct Dense {
+    int32_t rows, tokens;
+  };
+  for (const Dense& full : {Dense{1, 8192},
+                            {1, 32768},
+                            {1, 131072},
+                            {1, 1048576},
+                            {8, 8192},
+                            {8, 32768},
+                            {8, 131072}}) {
+    if (shrink > 1 && full.rows * full.tokens > 131072) continue;  // nothing new, and slow
+    const int32_t rows = full.rows, tokens = full.tokens / shrink;
     cases.push_back(
-        {"decode_attention/dense/rows:" + std::to_string(rows) + "/tokens:" + std::to_string(full),
-         rows * KvBytes(tokens), CudaYardstick::kMemory,
+        {"decode_attention/dense/rows:" + std::to_string(rows) +
+             "/tokens:" + std::to_string(full.tokens),
+         rows * KvBytes(tokens), CudaYardstick::kMemory, 0,
          [=](CudaArena& arena, int32_t n) { return PrepareDense(arena, n, rows, tokens); }});
   }
-  for (int32_t full : {32768, 131072}) {
-    const int32_t tokens = full / shrink, selected = 2048 / shrink;
-    cases.push_back(
-        {"decode_attention/slots:2048/tokens:" + std::to_string(full),
-         KvBytes(selected) + int64_t{4} * kKvHeads * selected, CudaYardstick::kMemory,
-         [=](CudaArena& arena, int32_t n) { return PrepareSparse(arena, n, tokens, selected); }});
+  struct Sparse {
+    int32_t rows, selected, tokens;
+  };
+  for (const Sparse& full :
+       {Sparse{1, 2048, 32768}, {1, 2048, 131072}, {8, 1024, 32768}, {8, 2048, 131072}}) {
+    const int32_t rows = full.rows, tokens = full.tokens / shrink,
+                  selected = full.selected / shrink;
+    cases.push_back({"decode_attention/slots:" + std::to_string(full.selected) +
+                         "/rows:" + std::to_string(rows) + "/tokens:" + std::to_string(full.tokens),
+                     rows * (KvBytes(selected) + int64_t{4} * kKvHeads * selected),
+                     CudaYardstick::kMemory, rows * KvBytes(tokens),
+                     [=](CudaArena& arena, int32_t n) {
+                       return PrepareSparse(arena, n, rows, tokens, selected);
+                     }});
   }
   for (int32_t rows : {1, 64}) {
     const int64_t head_bytes = 3 * kHeadDim * kElementBytes + 2 * int64_t{sizeof(float)};
     cases.push_back({"merge_states/rows:" + std::to_string(rows), rows * kHeads * head_bytes,
-                     CudaYardstick::kMemory,
+                     CudaYardstick::kMemory, 0,
                      [=](CudaArena& arena, int32_t n) { return PrepareMerge(arena, n, rows); }});
   }
 }

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kCacheBytes = int64_t{256} << 20;  // more than the L2 of any GPU
 constexpr int32_t kLeastLayers = 32, kMostLayers = 512;
+constexpr int64_t kMostBytes = int64_t{32} << 30;  // of all layers
 // Sizes are divided by so much where kernels are emulated.
 constexpr int32_t kEmulatedShrink = 64;
 
@@ -23,7 +24,10 @@ int32_t NumLayers(const CudaCase& c) {
   // A prompt's k-means, and its keys, move far more than caches hold.
   if (c.name.starts_with("kmeans") || c.name.starts_with("stage_keys")) return 2;
   const int64_t wanted = kCacheBytes / std::max<int64_t>(c.floor_bytes, 1) + 1;
-  return static_cast<int32_t>(std::clamp<int64_t>(wanted, kLeastLayers, kMostLayers));
+  const int64_t held = std::max({c.layer_bytes, c.floor_bytes, int64_t{1}});
+  const int64_t most = std::max<int64_t>(kMostBytes / held, 1);
+  return static_cast<int32_t>(
+      std::min(std::clamp<int64_t>(wanted, kLeastLayers, kMostLayers), most));
 }
 
 struct Rates {
@@ -56,12 +60,12 @@ nlohmann::json RunCase(const CudaCase& c, const Rates& rates) {
           {"floor_us", floor_us}};
 }
 
-std::vector<CudaCase> AllCases() {
-  const int32_t shrink = kIsEmulated ? kEmulatedShrink : 1;
+std::vector<CudaCase> AllCases(int32_t shrink) {
   std::vector<CudaCase> cases;
   AddAttentionCases(shrink, cases);
   AddRetrievalCases(shrink, cases);
   AddMovementCases(shrink, cases);
+  AddStepCases(shrink, cases);
   return cases;
 }
 
@@ -77,7 +81,7 @@ int Run(const std::string& filter, const std::string& json_path) {
   std::printf("%-56s %9s %9s %9s %7s\n", "us per launch", "median", "least", "floor", "ratio");
   nlohmann::json results = {{"memory_gbs", rates.memory_gbs}, {"bus_gbs", rates.bus_gbs}};
   bool failed = false;
-  for (const CudaCase& c : AllCases()) {
+  for (const CudaCase& c : AllCases(kIsEmulated ? kEmulatedShrink : 1)) {
     if (c.name.find(filter) == std::string::npos) continue;
     const nlohmann::json result = RunCase(c, rates);
     failed = failed || result.is_null();
@@ -91,13 +95,18 @@ int Run(const std::string& filter, const std::string& json_path) {
 
 int RunCudaBenchmarks(int argc, char** argv) {
   std::string filter, json_path;
+  if (argc == 1 && std::strcmp(argv[0], "--list") == 0) {
+    for (const CudaCase& c : AllCases(1)) std::printf("%s\n", c.name.c_str());
+    return 0;
+  }
   for (int i = 0; i < argc; i += 2) {
     if (i + 1 < argc && std::strcmp(argv[i], "--filter") == 0) {
       filter = argv[i + 1];
     } else if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
       json_path = argv[i + 1];
     } else {
-      std::fprintf(stderr, "usage: semkv_bench --gpu [--filter PART_OF_A_NAME] [--json FILE]\n");
+      std::fprintf(stderr,
+                   "usage: semkv_bench --gpu --list | [--filter PART_OF_A_NAME] [--json FILE]\n");
       return 2;
     }
   }

@@ -1,6 +1,7 @@
 // The CUDA kernels' times beside the least time in which this GPU moves what they must move:
 //
 //   semkv_bench --gpu [--filter part of a name] [--json FILE]
+//   semkv_bench --gpu --list
 //
 // A time is that of one layer's launch within a CUDA graph of many layers' launches, so it has the
 // step from kernel to kernel in it (1 to 2 us); each layer has memory of its own, together more

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace semkv {
@@ -48,8 +50,16 @@ class CudaArena {
   std::vector<void*> device_, host_;
 };
 
-// Enqueues the launch of one layer.
-using CudaLaunch = std::function<cudaError_t(int32_t layer, cudaStream_t stream)>;
+// What is timed.
+struct CudaLaunch {
+  CudaLaunch() = default;
+  template <typename F, typename = std::enable_if_t<std::is_invocable_v<F, int32_t, cudaStream_t>>>
+  CudaLaunch(F f) : enqueue(std::move(f)) {}  // from a lambda
+
+  std::function<cudaError_t(int32_t layer, cudaStream_t stream)> enqueue;  // of one layer
+  // Before the launches of all layers, not timed; may be null.
+  std::function<cudaError_t(cudaStream_t stream)> before_replay;
+};
 
 enum class CudaYardstick { kMemory, kBus };
 
@@ -57,6 +67,7 @@ struct CudaCase {
   std::string name;
   int64_t floor_bytes = 0;  // of one launch, through the GPU's memory or over the bus
   CudaYardstick yardstick = CudaYardstick::kMemory;
+  int64_t layer_bytes = 0;  // of memory that a layer takes; 0: as floor_bytes
   // Makes the memory of `num_layers` layers.
   std::function<CudaLaunch(CudaArena& arena, int32_t num_layers)> prepare;
 };
@@ -65,6 +76,7 @@ struct CudaCase {
 void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases);
 void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases);
 void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases);
+void AddStepCases(int32_t shrink, std::vector<CudaCase>& cases);
 
 }  // namespace semkv
 

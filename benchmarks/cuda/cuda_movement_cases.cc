@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "benchmarks/cuda/cuda_attention_problem.h"
 #include "benchmarks/cuda/cuda_case.h"
 #include "csrc/ops/cache/append_lists_cuda.h"
 #include "csrc/ops/cache/stage_keys_cuda.h"
@@ -17,15 +18,12 @@
 namespace semkv {
 namespace {
 
-constexpr int32_t kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
-constexpr int64_t kTokenBytes = int64_t{kKvHeads} * kHeadDim * 2;  // of K, or of V
+constexpr int64_t kTokenBytes = KvBytes(1) / 2;  // of K, or of V
 
 CudaLaunch PrepareWrite(CudaArena& arena, int32_t num_layers, int32_t num_tokens) {
   constexpr int32_t kPoolTokens = 4096;
   std::mt19937 rng(5);
-  std::vector<int32_t> slots(kPoolTokens);
-  std::iota(slots.begin(), slots.end(), 0);
-  std::shuffle(slots.begin(), slots.end(), rng);
+  std::vector<int32_t> slots = RandomOrder(kPoolTokens, rng);
   slots.resize(num_tokens);
   WriteKvParams p;
   p.dtype = DType::kBFloat16;
@@ -55,9 +53,7 @@ CudaLaunch PrepareWrite(CudaArena& arena, int32_t num_layers, int32_t num_tokens
 CudaLaunch PrepareStage(CudaArena& arena, int32_t num_layers, int32_t tokens,
                         int32_t model_layers) {
   std::mt19937 rng(7);
-  std::vector<int32_t> pages(tokens / kPageTokens);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::shuffle(pages.begin(), pages.end(), rng);
+  const std::vector<int32_t> pages = RandomOrder(tokens / kPageTokens, rng);
   StageKeysParams p;
   p.num_layers = model_layers;
   p.num_kv_heads = kKvHeads;
@@ -101,6 +97,24 @@ CudaLaunch PrepareGather(CudaArena& arena, int32_t num_layers, int32_t num_pages
     PageCopyParams of_layer = p;
     of_layer.hot = hot[layer];
     return GatherPagesCuda(of_layer, kPageCopyCtas, stream);
+  };
+}
+
+// The same pages, a call for each: what an engine does that has no kernel for it.
+CudaLaunch PrepareCopies(CudaArena& arena, int32_t num_layers, int32_t num_pages,
+                         int64_t page_bytes) {
+  const char* home = static_cast<char*>(arena.Mapped(static_cast<size_t>(num_pages * page_bytes)));
+  std::vector<char*> hot(num_layers);
+  for (char*& pool : hot) {
+    pool = static_cast<char*>(arena.Bytes(static_cast<size_t>(num_pages * page_bytes)));
+  }
+  return [=](int32_t layer, cudaStream_t stream) {
+    cudaError_t error = cudaSuccess;
+    for (int32_t i = 0; i < num_pages && error == cudaSuccess; ++i) {
+      error = cudaMemcpyAsync(hot[layer] + i * page_bytes, home + (num_pages - 1 - i) * page_bytes,
+                              static_cast<size_t>(page_bytes), cudaMemcpyHostToDevice, stream);
+    }
+    return error;
   };
 }
 
@@ -200,12 +214,12 @@ int64_t AppendFloorBytes(int32_t segment_tokens, int32_t num_lists) {
 void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
   for (int32_t tokens : {1, 64}) {
     cases.push_back({"write_kv/tokens:" + std::to_string(tokens), 4 * tokens * kTokenBytes,
-                     CudaYardstick::kMemory,
+                     CudaYardstick::kMemory, 0,
                      [=](CudaArena& arena, int32_t n) { return PrepareWrite(arena, n, tokens); }});
   }
   const int32_t staged_tokens = 8192 / shrink, staged_layers = std::max(32 / shrink, 1);
   cases.push_back({"stage_keys/tokens:8192/layers:32",
-                   2 * staged_layers * staged_tokens * kTokenBytes, CudaYardstick::kMemory,
+                   2 * staged_layers * staged_tokens * kTokenBytes, CudaYardstick::kMemory, 0,
                    [=](CudaArena& arena, int32_t n) {
                      return PrepareStage(arena, n, staged_tokens, staged_layers);
                    }});
@@ -213,8 +227,12 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
     const int32_t pages = std::max(4096 / page_kib / shrink, 1);
     const int64_t page_bytes = int64_t{1024} * page_kib;
     cases.push_back({"gather_pages/page_kib:" + std::to_string(page_kib), pages * page_bytes,
-                     CudaYardstick::kBus, [=](CudaArena& arena, int32_t n) {
+                     CudaYardstick::kBus, 0, [=](CudaArena& arena, int32_t n) {
                        return PrepareGather(arena, n, pages, page_bytes);
+                     }});
+    cases.push_back({"cudaMemcpyAsync/page_kib:" + std::to_string(page_kib), pages * page_bytes,
+                     CudaYardstick::kBus, 0, [=](CudaArena& arena, int32_t n) {
+                       return PrepareCopies(arena, n, pages, page_bytes);
                      }});
   }
   const int32_t tokens = 131072 / shrink, iterations = shrink == 1 ? 10 : 1;
@@ -222,7 +240,7 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
     const int32_t lists = segment == 8192 ? 256 : 1024;
     cases.push_back({"kmeans/tokens:131072/segment:" + std::to_string(segment) +
                          "/lists:" + std::to_string(lists) + "/iterations:10",
-                     (2 * iterations + 2) * tokens * kTokenBytes, CudaYardstick::kMemory,
+                     (2 * iterations + 2) * tokens * kTokenBytes, CudaYardstick::kMemory, 0,
                      [=](CudaArena& arena, int32_t n) {
                        return PrepareKMeans(arena, n, tokens, segment / shrink,
                                             std::max(lists / shrink, 2), iterations);
@@ -232,7 +250,7 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
     const int32_t segment = 8192 / shrink, some = std::max(lists / shrink, 1);
     cases.push_back(
         {"append_lists/cells:128/tokens:8192/lists:" + std::to_string(lists),
-         AppendFloorBytes(segment, some), CudaYardstick::kMemory,
+         AppendFloorBytes(segment, some), CudaYardstick::kMemory, 0,
          [=](CudaArena& arena, int32_t n) { return PrepareAppend(arena, n, segment, some); }});
   }
 }

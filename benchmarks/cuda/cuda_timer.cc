@@ -9,8 +9,12 @@ namespace semkv {
 
 cudaError_t TimeLayers(const CudaLaunch& launch, int32_t num_layers, CudaTimes* times) {
   *times = {};
+  if (launch.before_replay) {
+    if (const cudaError_t error = launch.before_replay(nullptr); error != cudaSuccess) return error;
+  }
   for (int32_t layer = 0; layer < num_layers; ++layer) {
-    if (const cudaError_t error = launch(layer, nullptr); error != cudaSuccess) return error;
+    if (const cudaError_t error = launch.enqueue(layer, nullptr); error != cudaSuccess)
+      return error;
   }
   return cudaSuccess;
 }
@@ -51,9 +55,10 @@ class GraphTimer {
     return error == cudaSuccess ? cudaGraphInstantiate(&captured_, graph_, 0) : error;
   }
 
-  // Milliseconds of one replay.
-  cudaError_t Replay(float* ms) {
-    cudaError_t error = cudaEventRecord(begin_, stream_);
+  // Milliseconds of one replay; of what is enqueued before it none.
+  cudaError_t Replay(const std::function<cudaError_t(cudaStream_t)>& before, float* ms) {
+    cudaError_t error = before ? before(stream_) : cudaSuccess;
+    if (error == cudaSuccess) error = cudaEventRecord(begin_, stream_);
     if (error == cudaSuccess) error = cudaGraphLaunch(captured_, stream_);
     if (error == cudaSuccess) error = cudaEventRecord(end_, stream_);
     if (error == cudaSuccess) error = cudaEventSynchronize(end_);
@@ -67,13 +72,15 @@ class GraphTimer {
   cudaGraphExec_t captured_ = nullptr;
 };
 
-cudaError_t TimeGraph(const std::function<cudaError_t(cudaStream_t)>& enqueue, CudaTimes* times) {
+cudaError_t TimeGraph(const std::function<cudaError_t(cudaStream_t)>& enqueue,
+                      const std::function<cudaError_t(cudaStream_t)>& before_replay,
+                      CudaTimes* times) {
   GraphTimer timer;
   cudaError_t error = timer.Capture(enqueue);
   std::vector<float> ms;
   for (int i = 0; i < kWarmUps + kReplays && error == cudaSuccess; ++i) {
     float once = 0.0f;
-    error = timer.Replay(&once);
+    error = timer.Replay(before_replay, &once);
     if (i >= kWarmUps) ms.push_back(once);
   }
   if (error != cudaSuccess) return error;
@@ -89,11 +96,11 @@ cudaError_t TimeLayers(const CudaLaunch& launch, int32_t num_layers, CudaTimes* 
   const cudaError_t error = TimeGraph(
       [&](cudaStream_t stream) {
         for (int32_t layer = 0; layer < num_layers; ++layer) {
-          if (const cudaError_t e = launch(layer, stream); e != cudaSuccess) return e;
+          if (const cudaError_t e = launch.enqueue(layer, stream); e != cudaSuccess) return e;
         }
         return cudaSuccess;
       },
-      times);
+      launch.before_replay, times);
   times->least_us /= num_layers;
   times->median_us /= num_layers;
   return error;
@@ -110,7 +117,7 @@ cudaError_t MeasureYardsticks(double* memory_gbs, double* bus_gbs) {
         [&](cudaStream_t stream) {
           return cudaMemcpyAsync(to, source, kBytes, cudaMemcpyDefault, stream);
         },
-        &times);
+        nullptr, &times);
   };
   if (const cudaError_t error = copy(from); error != cudaSuccess) return error;
   *memory_gbs = 2e-3 * kBytes / times.least_us;

@@ -1,0 +1,66 @@
+#include "benchmarks/cuda/cuda_attention_problem.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace semkv {
+
+KvView MakeView(CudaArena& arena, int64_t tokens) {
+  KvView view;
+  view.page_tokens = kPageTokens;
+  view.num_pages = static_cast<int32_t>(tokens / kPageTokens);
+  view.dtype = DType::kBFloat16;
+  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens)));
+  view.v = static_cast<char*>(view.k) + KvBytes(tokens) / 2;
+  view.k_head = view.v_head = kHeadDim;
+  view.k_token = view.v_token = kKvHeads * kHeadDim;
+  view.k_page = view.v_page = kPageTokens * view.k_token;
+  return view;
+}
+
+std::vector<int32_t> RandomOrder(int32_t n, std::mt19937& rng) {
+  std::vector<int32_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), rng);
+  return order;
+}
+
+cudaError_t AttentionProblem::Enqueue(const KvView& position, const KvView& list,
+                                      cudaStream_t stream) const {
+  DecodeAttentionParams p = params;
+  p.position = position;
+  p.list = list;
+  return DecodeAttentionCuda(p, plan, workspace, workspace_bytes, stream);
+}
+
+AttentionProblem MakeAttention(CudaArena& arena, int32_t num_rows, int32_t num_selections,
+                               int32_t max_row_tokens) {
+  AttentionProblem problem;
+  DecodeAttentionParams& p = problem.params;
+  const size_t q_bytes = static_cast<size_t>(num_rows) * kHeads * kHeadDim * kElementBytes;
+  p.q = arena.Normal(q_bytes);
+  p.out = arena.Bytes(q_bytes);
+  p.q_dtype = DType::kBFloat16;
+  p.q_row = p.out_row = kHeads * kHeadDim;
+  p.q_head = p.out_head = kHeadDim;
+  p.num_rows = num_rows;
+  p.num_heads = kHeads;
+  p.num_kv_heads = kKvHeads;
+  p.num_selections = num_selections;
+  p.head_dim = kHeadDim;
+  p.scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+  DecodeAttentionBounds bounds;
+  bounds.num_rows = num_rows;
+  bounds.max_row_tokens = max_row_tokens;
+  bounds.num_heads = kHeads;
+  bounds.num_kv_heads = kKvHeads;
+  bounds.num_selections = num_selections;
+  bounds.head_dim = kHeadDim;
+  problem.plan = PlanDecodeAttention(bounds);
+  problem.workspace_bytes = DecodeAttentionCudaWorkspaceBytes(problem.plan);
+  problem.workspace = arena.Zeros(problem.workspace_bytes);
+  return problem;
+}
+
+}  // namespace semkv
