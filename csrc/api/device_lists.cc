@@ -298,16 +298,17 @@ absl::Status DeviceListBuilder::ReadExcluded() {
   for (int32_t count : counts) begin.push_back(begin.back() + count);
   if (begin.back() == 0) return absl::OkStatus();
   ExcludedOnDevice& out = *lists_.excluded;
-  SEMKV_ASSIGN_OR_RETURN(out.tokens,
+  SEMKV_ASSIGN_OR_RETURN(DeviceMemory tokens,
                          DeviceMemory::Allocate(device_, begin.back() * int64_t{sizeof(uint16_t)}));
   for (int32_t cell = 0; cell < num_cells; ++cell) {
     if (counts[cell] == 0) continue;
     const int64_t cell_bytes = counts[cell] * int64_t{sizeof(uint16_t)};
-    SEMKV_RETURN_IF_ERROR(device_->Copy(static_cast<uint16_t*>(out.tokens.data()) + begin[cell],
+    SEMKV_RETURN_IF_ERROR(device_->Copy(static_cast<uint16_t*>(tokens.data()) + begin[cell],
                                         arrays_.nonfinite + int64_t{cell} * num_tokens_,
                                         {cell_bytes, 1, cell_bytes, cell_bytes}));
   }
   out.begin = std::move(begin);
+  out.tokens = std::make_shared<const DeviceMemory>(std::move(tokens));
   return absl::OkStatus();
 }
 

@@ -52,19 +52,20 @@ absl::Status TakeThreadStatus(IndexScratch* scratch) {
 
 }  // namespace
 
-absl::Status ForEachCell(const KeySource& source, int32_t first, int32_t end,
+absl::Status ForEachCell(const KeySource& source, HalfOpen positions, HalfOpen cells,
                          absl::FunctionRef<absl::Status(int32_t, IndexScratch::Thread&)> build) {
   const int32_t page_tokens = source.layers[0].page_tokens;
   std::vector<int32_t>& slots = source.scratch->slots;
-  slots.resize(end - first);
-  for (int32_t position = first; position < end; ++position) {
-    slots[position - first] =
+  slots.resize(positions.end - positions.begin);
+  for (int32_t position = positions.begin; position < positions.end; ++position) {
+    slots[position - positions.begin] =
         source.pages[position / page_tokens] * page_tokens + position % page_tokens;
   }
-  source.pool->Run(source.num_cells(), [&](int64_t cell, int thread_index) {
+  source.pool->Run(cells.end - cells.begin, [&](int64_t i, int thread_index) {
     IndexScratch::Thread& thread = source.scratch->threads[thread_index];
-    GatherCellKeys(source, static_cast<int32_t>(cell), thread);
-    thread.status.Update(build(static_cast<int32_t>(cell), thread));
+    const int32_t cell = cells.begin + static_cast<int32_t>(i);
+    GatherCellKeys(source, cell, thread);
+    thread.status.Update(build(cell, thread));
   });
   return TakeThreadStatus(source.scratch);
 }

@@ -13,10 +13,15 @@
 
 namespace semkv {
 
-// Calls build(cell, thread) for every cell, on all threads, with the keys of positions [first, end)
-// of the source's sequence in thread.keys, [end - first, head_dim], and their slots in
+// [begin, end).
+struct HalfOpen {
+  int32_t begin = 0, end = 0;
+};
+
+// Calls build(cell, thread) for every cell of `cells`, on all threads, with the keys of `positions`
+// of the source's sequence in thread.keys, [positions, head_dim], and their slots in
 // source.scratch->slots. Returns the first error.
-absl::Status ForEachCell(const KeySource& source, int32_t first, int32_t end,
+absl::Status ForEachCell(const KeySource& source, HalfOpen positions, HalfOpen cells,
                          absl::FunctionRef<absl::Status(int32_t, IndexScratch::Thread&)> build);
 
 // Appends `nlist` lists of thread.keys to `store`: means, variances (or bounds), and mean values if

@@ -58,7 +58,7 @@ void SetExcluded(const Segment& segment, int32_t cell, ListsView* view) {
   const std::vector<int32_t>& begin = segment.excluded_on_device.begin;
   if (!begin.empty()) {
     view->excluded =
-        static_cast<const uint16_t*>(segment.excluded_on_device.tokens.data()) + begin[cell];
+        static_cast<const uint16_t*>(segment.excluded_on_device.tokens->data()) + begin[cell];
     view->num_excluded = begin[cell + 1] - begin[cell];
   } else if (!segment.excluded.empty()) {
     view->excluded = segment.excluded[cell].data();
@@ -83,14 +83,15 @@ IndexScratch::IndexScratch(int32_t head_dim, int num_threads) : threads(num_thre
   sentence_offsets.reserve(kDefaultSegmentTokens + 1);
 }
 
-absl::Status SequenceIndex::BuildCell(const KeySource& source, const Lists& ranges, int32_t cell,
+absl::Status SequenceIndex::BuildCell(const KeySource& source, int32_t cell,
                                       IndexScratch::Thread& thread, Segment* segment) const {
   std::vector<float> center;
   CellCenter(thread.keys.data(), segment->num_tokens, source.head_dim, &segment->excluded[cell],
              &center);
   if (!segment->ranges.empty()) {
     segment->ranges.SetCenter(cell, center.data());
-    const CellLists lists{ranges.nlist(), ranges.offsets.data(), nullptr, 0};
+    const std::vector<uint16_t>& offsets = segment->ranges.range_offsets();
+    const CellLists lists{static_cast<int32_t>(offsets.size()) - 1, offsets.data(), nullptr, 0};
     AppendLists(source, recipe_, cell, lists, thread, &segment->ranges);
   }
   if (segment->clusters.empty()) return absl::OkStatus();
@@ -106,48 +107,66 @@ absl::Status SequenceIndex::BuildCell(const KeySource& source, const Lists& rang
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<const Segment>> SequenceIndex::BuildSegment(
-    const KeySource& source, int32_t first, int32_t end, const uint8_t* closes) const {
-  auto segment = std::make_shared<Segment>();
-  segment->first = first;
-  segment->num_tokens = end - first;
-  Lists ranges;
+absl::Status SequenceIndex::BuildCells(const KeySource& source, int32_t begin, int32_t end,
+                                       Segment* segment) const {
+  return ForEachCell(source, {segment->first, segment->first + segment->num_tokens}, {begin, end},
+                     [&](int32_t cell, IndexScratch::Thread& thread) {
+                       return BuildCell(source, cell, thread, segment);
+                     });
+}
+
+absl::StatusOr<Segment> SequenceIndex::BeginSegment(const KeySource& source, int32_t first,
+                                                    int32_t end, const uint8_t* closes) const {
+  Segment segment;
+  segment.first = first;
+  segment.num_tokens = end - first;
   if (recipe_.range_partitioner != nullptr) {
     PartitionInput input;
-    input.num_tokens = segment->num_tokens;
+    input.num_tokens = segment.num_tokens;
     input.head_dim = source.head_dim;
     input.closes = closes != nullptr ? closes + first : nullptr;
+    Lists ranges;
     SEMKV_RETURN_IF_ERROR(recipe_.range_partitioner->Partition(input, &ranges));
-    segment->ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true), source.device);
-    SEMKV_RETURN_IF_ERROR(segment->ranges.Reserve(ranges.nlist(), 0));
-    SEMKV_RETURN_IF_ERROR(segment->ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0));
+    segment.ranges = ListStore(StoreShape(source, recipe_, /*ranges=*/true), source.device);
+    SEMKV_RETURN_IF_ERROR(segment.ranges.Reserve(ranges.nlist(), 0));
+    SEMKV_RETURN_IF_ERROR(segment.ranges.AppendRanges(ranges.nlist(), ranges.offsets.data(), 0));
   }
   if (recipe_.clusters) {
-    segment->clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false), source.device);
-    const int32_t num_clusters = NumClusters(ClustersOf(*segment).options, segment->num_tokens);
-    SEMKV_RETURN_IF_ERROR(segment->clusters.Reserve(
-        num_clusters + NumListsBesideClusters(source.device), segment->num_tokens));
+    segment.clusters = ListStore(StoreShape(source, recipe_, /*ranges=*/false), source.device);
+    const int32_t num_clusters = NumClusters(ClustersOf(segment).options, segment.num_tokens);
+    SEMKV_RETURN_IF_ERROR(segment.clusters.Reserve(
+        num_clusters + NumListsBesideClusters(source.device), segment.num_tokens));
   }
-  if (source.device != nullptr) {
-    SEMKV_RETURN_IF_ERROR(BuildOnDevice(source, ranges, segment.get()));
-    return segment;
-  }
-  segment->excluded.resize(source.num_cells());
-  SEMKV_RETURN_IF_ERROR(
-      ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
-        return BuildCell(source, ranges, cell, thread, segment.get());
-      }));
+  if (source.device == nullptr) segment.excluded.resize(source.num_cells());
   return segment;
 }
 
-absl::Status SequenceIndex::BuildOnDevice(const KeySource& source, const Lists& ranges,
-                                          Segment* segment) const {
+absl::StatusOr<std::vector<Segment>> SequenceIndex::BeginSegments(const KeySource& source,
+                                                                  int32_t end,
+                                                                  const uint8_t* closes) const {
+  int32_t first = segments_.empty() ? std::max(recipe_.num_sinks, prompt_end_)
+                                    : segments_.back()->first + segments_.back()->num_tokens;
+  std::vector<Segment> begun;
+  while (first < end) {
+    // Borders fall on multiples of the segment size, so that equal prefixes have equal segments.
+    const int32_t border = (first / recipe_.segment_tokens + 1) * recipe_.segment_tokens;
+    const int32_t segment_end = std::min(border, end);
+    SEMKV_ASSIGN_OR_RETURN(Segment segment, BeginSegment(source, first, segment_end, closes));
+    begun.push_back(std::move(segment));
+    first = segment_end;
+  }
+  return begun;
+}
+
+absl::Status SequenceIndex::BuildOnDevice(const KeySource& source, Segment* segment) const {
   DeviceLists lists;
   lists.first = segment->first;
   lists.end = segment->first + segment->num_tokens;
   lists.is_centered = true;
   lists.excluded = &segment->excluded_on_device;
-  if (!segment->ranges.empty()) lists.ranges.push_back({&segment->ranges, ranges.offsets});
+  if (!segment->ranges.empty()) {
+    lists.ranges.push_back({&segment->ranges, segment->ranges.range_offsets()});
+  }
   if (!segment->clusters.empty()) {
     lists.clusters = {
         &segment->clusters, &ClustersOf(*segment).options, 0, segment->num_tokens, 1, 0};
@@ -155,22 +174,22 @@ absl::Status SequenceIndex::BuildOnDevice(const KeySource& source, const Lists& 
   return BuildListsOnDevice(source, lists);
 }
 
-absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uint8_t* closes,
-                                 Progress* progress) {
-  int32_t first = segments_.empty() ? std::max(recipe_.num_sinks, prompt_end_)
-                                    : segments_.back()->first + segments_.back()->num_tokens;
-  std::vector<std::shared_ptr<const Segment>> built;
-  while (first < end) {
-    // Borders fall on multiples of the segment size, so that equal prefixes have equal segments.
-    const int32_t border = (first / recipe_.segment_tokens + 1) * recipe_.segment_tokens;
-    const int32_t segment_end = std::min(border, end);
-    SEMKV_ASSIGN_OR_RETURN(std::shared_ptr<const Segment> segment,
-                           BuildSegment(source, first, segment_end, closes));
-    built.push_back(std::move(segment));
-    first = segment_end;
+void SequenceIndex::Add(std::vector<Segment> segments, Progress* progress) {
+  for (Segment& segment : segments) {
+    segments_.push_back(std::make_shared<const Segment>(std::move(segment)));
     ++progress->segments;
   }
-  segments_.insert(segments_.end(), built.begin(), built.end());
+}
+
+absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uint8_t* closes,
+                                 Progress* progress) {
+  SEMKV_ASSIGN_OR_RETURN(std::vector<Segment> segments, BeginSegments(source, end, closes));
+  for (Segment& segment : segments) {
+    SEMKV_RETURN_IF_ERROR(source.device != nullptr
+                              ? BuildOnDevice(source, &segment)
+                              : BuildCells(source, 0, source.num_cells(), &segment));
+  }
+  Add(std::move(segments), progress);
   return absl::OkStatus();
 }
 
@@ -219,8 +238,8 @@ absl::Status SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
 }
 
 absl::Status SequenceIndex::ReserveTail() {
-  const int32_t tokens =
-      std::min(tail_.reserved + kTailGrowth, recipe_.segment_tokens + kProvisionalTokens);
+  const int32_t most = end_of_tail() - tail_.start + kProvisionalTokens;
+  const int32_t tokens = std::min(tail_.reserved + kTailGrowth, most);
   SEMKV_RETURN_IF_ERROR(tail_.pages.Reserve(CeilDiv(tokens, kProvisionalTokens), 0));
   if (recipe_.sentences) {
     SEMKV_RETURN_IF_ERROR(tail_.sentences.Reserve(tokens / recipe_.min_sentence_tokens + 1, 0));
@@ -239,21 +258,59 @@ absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, con
   if (!indexed()) return absl::OkStatus();  // nothing to add to: semkv_index comes first
   progress->first_token = tail_.start;
   while (true) {
-    const int32_t full = tail_.start + recipe_.segment_tokens;
-    SEMKV_RETURN_IF_ERROR(Fold(source, std::min(length, full), closes, num_closes, progress));
+    const int32_t full = full_tail(), end = end_of_tail();
+    SEMKV_RETURN_IF_ERROR(Fold(source, std::min(length, end), closes, num_closes, progress));
     if (length < full || num_closes < full) return absl::OkStatus();
-    progress->changed = true;
-    SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
-    SEMKV_RETURN_IF_ERROR(ResetTail(source, full));
-    ++progress->repartitions;
+    SEMKV_RETURN_IF_ERROR(Repartition(source, std::min(length, end), closes, progress));
+    if (length < end) return absl::OkStatus();
   }
+}
+
+absl::Status SequenceIndex::Repartition(const KeySource& source, int32_t length,
+                                        const uint8_t* closes, Progress* progress) {
+  const int32_t full = full_tail(), end = end_of_tail();
+  if (source.device != nullptr) {  // which does not wait for it
+    if (length < end) return absl::OkStatus();
+    SEMKV_RETURN_IF_ERROR(Seal(source, full, closes, progress));
+  } else {
+    if (tail_.next.empty()) {
+      SEMKV_ASSIGN_OR_RETURN(tail_.next, BeginSegments(source, full, closes));
+      tail_.next_cells = 0;
+    }
+    const int64_t all = source.num_cells() * static_cast<int64_t>(tail_.next.size());
+    const int64_t due = length < end ? all * (length - full) / (end - full) : all;
+    if (const absl::Status built = BuildNext(source, due); !built.ok()) {
+      tail_.next.clear();  // a cell may have some of its lists
+      return built;
+    }
+    if (length < end) return absl::OkStatus();
+    Add(std::move(tail_.next), progress);
+  }
+  progress->changed = true;
+  ++progress->repartitions;
+  return ResetTail(source, full);
+}
+
+// Until `cells` of tail_.next are built; fewer than there are threads wait for company.
+absl::Status SequenceIndex::BuildNext(const KeySource& source, int64_t cells) {
+  const int32_t num_cells = source.num_cells();
+  const int64_t all = num_cells * static_cast<int64_t>(tail_.next.size());
+  if (cells < all) cells -= (cells - tail_.next_cells) % source.pool->num_threads();
+  while (tail_.next_cells < cells) {
+    const int64_t segment = tail_.next_cells / num_cells, first = segment * num_cells;
+    const int64_t end = std::min(first + num_cells, cells);
+    SEMKV_RETURN_IF_ERROR(BuildCells(source, static_cast<int32_t>(tail_.next_cells - first),
+                                     static_cast<int32_t>(end - first), &tail_.next[segment]));
+    tail_.next_cells = end;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uint8_t* closes,
                                  int32_t num_closes, Progress* progress) {
   const int32_t start = tail_.start;
   while (end - start + kWindowTokens > tail_.reserved &&
-         tail_.reserved < recipe_.segment_tokens + kProvisionalTokens) {
+         tail_.reserved < end_of_tail() - start + kProvisionalTokens) {
     progress->changed = true;  // a device's lists move
     SEMKV_RETURN_IF_ERROR(ReserveTail());
   }
@@ -294,12 +351,13 @@ absl::Status SequenceIndex::Fold(const KeySource& source, int32_t end, const uin
     SEMKV_RETURN_IF_ERROR(store->AppendRanges(static_cast<int32_t>(offsets->size()) - 1,
                                               offsets->data(), first - start));
   }
-  SEMKV_RETURN_IF_ERROR(
-      source.device != nullptr
-          ? FoldOnDevice(source, first, end, num_windows)
-          : ForEachCell(source, first, end, [&](int32_t cell, IndexScratch::Thread& thread) {
-              return FoldCell(source, first, num_windows, cell, thread);
-            }));
+  SEMKV_RETURN_IF_ERROR(source.device != nullptr
+                            ? FoldOnDevice(source, first, end, num_windows)
+                            : ForEachCell(source, {first, end}, {0, source.num_cells()},
+                                          [&](int32_t cell, IndexScratch::Thread& thread) {
+                                            return FoldCell(source, first, num_windows, cell,
+                                                            thread);
+                                          }));
   if (pages.size() > 1) tail_.page_end = first + pages.back();
   if (sentences.size() > 1) tail_.sentence_end = first + sentences.back();
   tail_.window_end += num_windows * kWindowTokens;
@@ -421,6 +479,9 @@ int64_t SequenceIndex::reserved_bytes() const {
                   tail_.clusters.reserved_bytes();
   for (const std::shared_ptr<const Segment>& segment : segments_) {
     total += segment->ranges.reserved_bytes() + segment->clusters.reserved_bytes();
+  }
+  for (const Segment& segment : tail_.next) {
+    total += segment.ranges.reserved_bytes() + segment.clusters.reserved_bytes();
   }
   return total;
 }

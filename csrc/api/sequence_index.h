@@ -6,7 +6,10 @@
 // A segment covers at most recipe.segment_tokens tokens. In the tail, a closed sentence is a list
 // at once, every kWindowTokens tokens are clustered on their own (ClusterKV, section III-D), and
 // the tokens that neither has reached yet are in provisional lists of kProvisionalTokens tokens, so
-// that nothing is ever out of reach. A full tail is repartitioned as one segment.
+// that nothing is ever out of reach. A full tail is repartitioned as segments: k-means of so many
+// tokens takes long on a host, so a few cells are built with each of the kRepartitionTokens tokens
+// that follow, which join the old tail, and the new lists replace its own when the last of these
+// has come. What is selected depends on the number of tokens alone.
 //
 // Knows positions and keys; not policies at a decode step (step_plan.h), nor who owns pages.
 //
@@ -15,6 +18,7 @@
 #ifndef SEMKV_API_SEQUENCE_INDEX_H_
 #define SEMKV_API_SEQUENCE_INDEX_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -33,6 +37,7 @@ namespace semkv {
 constexpr int32_t kDefaultSegmentTokens = 8192;
 constexpr int32_t kProvisionalTokens = 16;
 constexpr int32_t kWindowTokens = 320;
+constexpr int32_t kRepartitionTokens = 320;
 
 // How tokens are clustered; `partitioner` was made of `options`.
 struct ClusterRecipe {
@@ -93,10 +98,10 @@ struct KeySource {
 // Numbers of tokens, of one cell after the other.
 struct ExcludedOnDevice {
   std::vector<int32_t> begin;  // [num_cells + 1]; empty: there are none
-  DeviceMemory tokens;
+  std::shared_ptr<const DeviceMemory> tokens;
 };
 
-// Sealed: the lists of [first, first + num_tokens).
+// The lists of [first, first + num_tokens). Immutable and shared once they are sealed.
 struct Segment {
   int32_t first = 0;
   int32_t num_tokens = 0;
@@ -125,7 +130,8 @@ class SequenceIndex {
   absl::Status Index(const KeySource& source, int32_t length, const uint8_t* closes,
                      Progress* progress);
   // Folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
-  // tokens. On the host it allocates only when a window ends or the tail grows past its room.
+  // tokens. On the host it allocates only when a window ends, when the tail grows past its room and
+  // while a full one is repartitioned.
   absl::Status Observe(const KeySource& source, int32_t length, const uint8_t* closes,
                        int32_t num_closes, Progress* progress);
 
@@ -160,20 +166,39 @@ class SequenceIndex {
     int32_t reserved = 0;    // tokens the stores have room for
     int32_t lists_of_window = 0;
     ListStore pages, sentences, clusters;
+    // Of a full tail, on the host: what will replace it, and how many of its cells are built.
+    std::vector<Segment> next;
+    int64_t next_cells = 0;
   };
 
-  // The lists of one cell of a segment, of thread.keys; `ranges` is the same in all cells.
-  absl::Status BuildCell(const KeySource& source, const Lists& ranges, int32_t cell,
-                         IndexScratch::Thread& thread, Segment* segment) const;
+  // The lists of one cell of a segment, of thread.keys.
+  absl::Status BuildCell(const KeySource& source, int32_t cell, IndexScratch::Thread& thread,
+                         Segment* segment) const;
   const ClusterRecipe& ClustersOf(const Segment& segment) const {
     return segment.first < recipe_.segment_tokens ? recipe_.first_clusters : recipe_.later_clusters;
   }
-  absl::StatusOr<std::shared_ptr<const Segment>> BuildSegment(const KeySource& source,
-                                                              int32_t first, int32_t end,
-                                                              const uint8_t* closes) const;
+  // Cells [begin, end) of a segment.
+  absl::Status BuildCells(const KeySource& source, int32_t begin, int32_t end,
+                          Segment* segment) const;
+  // Where every range lies, and room for the rest.
+  absl::StatusOr<Segment> BeginSegment(const KeySource& source, int32_t first, int32_t end,
+                                       const uint8_t* closes) const;
+  // Every token before `end` that is in no segment, in as many as that takes.
+  absl::StatusOr<std::vector<Segment>> BeginSegments(const KeySource& source, int32_t end,
+                                                     const uint8_t* closes) const;
   absl::Status Seal(const KeySource& source, int32_t end, const uint8_t* closes,
                     Progress* progress);
-  absl::Status BuildOnDevice(const KeySource& source, const Lists& ranges, Segment* segment) const;
+  absl::Status BuildOnDevice(const KeySource& source, Segment* segment) const;
+  void Add(std::vector<Segment> segments, Progress* progress);
+  // Of a full tail that has grown to `length`.
+  absl::Status Repartition(const KeySource& source, int32_t length, const uint8_t* closes,
+                           Progress* progress);
+  absl::Status BuildNext(const KeySource& source, int64_t cells);
+  // Where the tail is full, and where it ends at the latest.
+  int32_t full_tail() const { return tail_.start + recipe_.segment_tokens; }
+  int32_t end_of_tail() const {
+    return full_tail() + std::min(kRepartitionTokens, kMaxPartitionTokens - recipe_.segment_tokens);
+  }
   absl::Status ResetTail(const KeySource& source, int32_t start);
   absl::Status ReserveTail();
   absl::Status Fold(const KeySource& source, int32_t end, const uint8_t* closes, int32_t num_closes,

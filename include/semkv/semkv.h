@@ -358,8 +358,8 @@ SEMKV_EXPORT int semkv_pages_forget(semkv_context* context, int32_t num_pages,
  * numbers are named). */
 SEMKV_EXPORT int semkv_index(semkv_context* context, semkv_sequence sequence);
 /* Folds tokens appended since the last call into the lists: closed sentences, windows of 320 tokens
- * for clusters, provisional page lists for the rest, so that no token is ever out of reach; after
- * policy.segment_tokens of them they are repartitioned as one segment. */
+ * for clusters, provisional page lists for the rest, so that no token is ever out of reach.
+ * policy.segment_tokens of them are repartitioned as one segment while the next 320 come. */
 SEMKV_EXPORT int semkv_observe(semkv_context* context, semkv_sequence sequence);
 
 /* ---- step ------------------------------------------------------------------------------------ */

@@ -7,9 +7,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <map>
+#include <memory>
 #include <random>
 #include <set>
 #include <vector>
@@ -83,6 +85,39 @@ std::vector<uint8_t> Bytes(const SequenceIndex& index, int32_t num_cells) {
   }
   return bytes;
 }
+
+// Every token from `begin` on is in a list of each partition that the policy has, and before `once`
+// in no second one.
+void ExpectReachable(const SequenceIndex& index, int32_t kind, int32_t begin, int32_t once) {
+  for (int32_t partition : {0, 1}) {
+    if (partition == 0 ? kind == SEMKV_POLICY_CLUSTER : kind == SEMKV_POLICY_SENTENCE) continue;
+    const std::map<int32_t, int> times = Coverage(index, 0, partition);
+    for (int32_t t = begin; t < index.reachable_end(); ++t) {
+      ASSERT_TRUE(times.contains(t)) << t;
+      if (t < once) {
+        ASSERT_EQ(times.at(t), 1) << t;
+      }
+    }
+  }
+}
+
+class CountingPartitioner : public Partitioner {
+ public:
+  explicit CountingPartitioner(const Partitioner* partitioner) : partitioner_(partitioner) {}
+
+  bool uses_keys() const override { return partitioner_->uses_keys(); }
+  bool uses_boundaries() const override { return partitioner_->uses_boundaries(); }
+  absl::Status Partition(const PartitionInput& input, Lists* lists) const override {
+    ++calls_;
+    return partitioner_->Partition(input, lists);
+  }
+  // Since the last time.
+  int32_t Take() const { return calls_.exchange(0); }
+
+ private:
+  const Partitioner* const partitioner_;
+  mutable std::atomic<int32_t> calls_{0};
+};
 
 class SequenceIndexTest : public ::testing::Test {
  protected:
@@ -193,20 +228,94 @@ TEST_F(SequenceIndexTest, WindowsDoNotTouchWhatStands) {
   }
 }
 
-TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsASegment) {
-  const int32_t segment = SmallPolicy(SEMKV_POLICY_HYBRID).segment_tokens;
-  const int32_t length = 500 + segment + 100;
-  Fill(length, 6);
-  IndexFixture fixture = Make(SEMKV_POLICY_HYBRID);
-  fixture.Index(500, closes_.data());
-  fixture.Observe(length, closes_.data());
-  EXPECT_EQ(fixture.progress().repartitions, 1);
-  for (int32_t partition : {0, 1}) {
-    const std::map<int32_t, int> times = Coverage(fixture.index(), 0, partition);
-    for (int32_t t = 16; t < 500 + segment; ++t) {
-      ASSERT_TRUE(times.contains(t));
-      EXPECT_EQ(times.at(t), 1);
+TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsABatchIs) {
+  constexpr int32_t kStart = 500;
+  for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER}) {
+    SCOPED_TRACE(PolicyName(kind));
+    semkv_policy policy = SmallPolicy(kind);
+    policy.segment_tokens = 1024;
+    const int32_t full = kStart + policy.segment_tokens, end = full + kRepartitionTokens;
+    Fill(end + 50, 6);
+    IndexFixture fixture(kHeads, kDim, keys_, values_, policy);
+    IndexFixture batch(kHeads, kDim, keys_, values_, policy);
+    fixture.Index(kStart, closes_.data());
+    fixture.Observe(end - 1, closes_.data());
+    EXPECT_EQ(fixture.progress().repartitions, 0);
+    ExpectReachable(fixture.index(), kind, 16, kStart);
+    fixture.Observe(end, closes_.data());
+    EXPECT_EQ(fixture.progress().repartitions, 1);
+    ExpectReachable(fixture.index(), kind, 16, full);
+    EXPECT_GE(fixture.index().reachable_end(), end - kProvisionalTokens);
+
+    batch.Index(kStart, closes_.data());
+    batch.Index(full, closes_.data());
+    batch.Observe(end, closes_.data());
+    EXPECT_EQ(Bytes(fixture.index(), kHeads), Bytes(batch.index(), kHeads));
+  }
+}
+
+// A step must not wait for all of it.
+TEST_F(SequenceIndexTest, EachTokenBuildsItsShareOfARepartition) {
+  constexpr int32_t kStart = 500;
+  semkv_policy policy = SmallPolicy(SEMKV_POLICY_HYBRID);
+  policy.segment_tokens = 1024;
+  const int32_t full = kStart + policy.segment_tokens, end = full + kRepartitionTokens;
+  Fill(end, 8);
+  IndexFixture fixture(kHeads, kDim, keys_, values_, policy);
+  absl::StatusOr<IndexRecipe> recipe = MakeIndexRecipe(policy);
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  const auto counting =
+      std::make_shared<CountingPartitioner>(recipe->later_clusters.partitioner.get());
+  // The border at 1,024 makes two segments of the tail: of each, heads are built one by one.
+  IndexRecipe counted = *recipe;
+  counted.first_clusters.partitioner = counted.later_clusters.partitioner = counting;
+  fixture.index() = SequenceIndex(counted);
+  fixture.Index(kStart, closes_.data());
+  counting->Take();
+  int32_t total = 0;
+  for (int32_t length = kStart + 1; length <= end; ++length) {
+    fixture.Observe(length, closes_.data());
+    const int32_t built = counting->Take();
+    EXPECT_LE(built, 2) << length;  // as many as there are threads
+    if (length < full) {
+      EXPECT_EQ(built, 0) << length;
     }
+    total += built;
+  }
+  EXPECT_EQ(total, 2 * kHeads);
+}
+
+TEST_F(SequenceIndexTest, ARepartitionDoesNotDependOnCallsOrForks) {
+  constexpr int32_t kStart = 500;
+  semkv_policy policy = SmallPolicy(SEMKV_POLICY_HYBRID);
+  policy.segment_tokens = 512;
+  for (int round = 0; round < SoakFactor(); ++round) {
+    const uint64_t seed = TestSeed(9) + round;
+    SEMKV_TRACE_SEED(seed);
+    const int32_t length = kStart + 3 * policy.segment_tokens + 100;
+    Fill(length, seed);
+    IndexFixture whole(kHeads, kDim, keys_, values_, policy);
+    IndexFixture pieces(kHeads, kDim, keys_, values_, policy);
+    whole.Index(kStart, closes_.data());
+    pieces.Index(kStart, closes_.data());
+    std::mt19937_64 rng(seed);
+    for (int32_t at = kStart; at < length;) {
+      at = std::min<int32_t>(length, at + 1 + static_cast<int32_t>(rng() % 40));
+      if (rng() % 4 == 0) {  // a fork goes on, and what it was forked from goes on beside it
+        SequenceIndex fork = pieces.index();
+        pieces.Observe(at, closes_.data());
+        std::swap(pieces.index(), fork);
+      }
+      pieces.Observe(at, closes_.data());
+      if (rng() % 8 != 0) continue;
+      IndexFixture at_once(kHeads, kDim, keys_, values_, policy);
+      at_once.Index(kStart, closes_.data());
+      at_once.Observe(at, closes_.data());
+      ASSERT_EQ(Bytes(pieces.index(), kHeads), Bytes(at_once.index(), kHeads)) << at;
+    }
+    whole.Observe(length, closes_.data());
+    EXPECT_EQ(Bytes(pieces.index(), kHeads), Bytes(whole.index(), kHeads));
+    EXPECT_GE(whole.index().num_segments(), 3);
   }
 }
 

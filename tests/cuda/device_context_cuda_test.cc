@@ -129,8 +129,8 @@ TEST_F(DeviceContextTest, TailsAreFoldedSealedAndRepartitioned) {
   const semkv_sequence sequence = contexts.NewSequence(policy);
   contexts.Append(sequence, 900);
   contexts.Index(sequence);
-  // Windows of 320 tokens end, segments of 1,024 fill.
-  for (int32_t i = 0; i < 13; ++i) {
+  // Windows of 320 tokens end, segments of 1,024 fill and are replaced 320 tokens later.
+  for (int32_t i = 0; i < 14; ++i) {
     contexts.Append(sequence, 100, {950, 960, 1300, 2000});
     contexts.StepAndCompare({sequence}, 4096);
     contexts.Observe(sequence);
