@@ -16,7 +16,7 @@ namespace semkv {
 namespace {
 
 constexpr int32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
-constexpr int32_t kSegmentTokens = 8192;
+constexpr int32_t kSegmentTokens = 8192, kListPageTokens = 16;
 
 // One partition of every segment: lists of `size` tokens, neighbours or spread over the segment.
 struct Partition {
@@ -28,6 +28,7 @@ struct Partition {
 struct Shape {
   int32_t tokens = 0, budget = 0, segment_tokens = 0;
   std::vector<Partition> partitions;
+  bool has_pages = false;  // lists lie in list pages, which are wanted
 
   int32_t num_segments() const { return tokens / segment_tokens; }
   int32_t num_views() const { return num_segments() * static_cast<int32_t>(partitions.size()); }
@@ -86,6 +87,13 @@ void AddViews(CudaArena& arena, const Shape& shape, const Partition& partition,
   all.variances = arena.Copy(std::vector<float>(num_lists, 0.2f));
   all.offsets = arena.Copy(offsets);
   if (!partition.is_range) all.members = arena.Copy(members);
+  if (shape.has_pages) {
+    std::vector<int32_t> first_page(num_lists);
+    for (size_t i = 0; i < num_lists; ++i) {
+      first_page[i] = static_cast<int32_t>(i) * CeilDiv(partition.size, kListPageTokens);
+    }
+    all.first_page = arena.Copy(first_page);
+  }
   for (size_t i = 0; i < num_views; ++i) {
     const size_t segment = i % shape.num_segments();
     ListsView view = all;
@@ -95,6 +103,7 @@ void AddViews(CudaArena& arena, const Shape& shape, const Partition& partition,
     view.center += i * kHeadDim;
     view.variances += i * nlist;
     view.offsets += i * lists.offsets.size();
+    if (view.first_page != nullptr) view.first_page += i * nlist;
     if (view.members != nullptr) view.members += i * lists.members.size();
     views_of_head[i / shape.num_segments()].push_back(view);
   }
@@ -160,8 +169,14 @@ std::shared_ptr<Problem> MakeProblem(CudaArena& arena, int32_t num_layers, const
   select.slots = arena.Array<int32_t>(static_cast<size_t>(kKvHeads) * shape.budget);
   select.counts = arena.Array<int32_t>(kKvHeads);
   select.slots_stride = shape.budget;
+  if (shape.has_pages) {
+    select.wanted_stride = MaxWantedPages(shape.budget);
+    select.wanted = arena.Array<WantedPage>(static_cast<size_t>(kKvHeads) * select.wanted_stride);
+    select.wanted_counts = arena.Array<int32_t>(kKvHeads);
+    select.list_page_tokens = kListPageTokens;
+  }
   problem->plan = PlanRetrieve(1, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8, shape.tokens,
-                               shape.num_lists(), shape.num_views());
+                               shape.num_lists(), shape.num_views(), shape.has_pages);
   problem->workspace_bytes = RetrieveCudaWorkspaceBytes(problem->plan);
   problem->workspace = arena.Bytes(problem->workspace_bytes);
   for (int32_t i = 0; i < num_layers; ++i) {
@@ -219,6 +234,13 @@ void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases) {
     const int64_t taken_bytes = int64_t{6} * kKvHeads * clusters64.budget;
     add("retrieve/clusters64", clusters64, ListBytes(clusters64) + taken_bytes, PrepareRetrieve);
     add("retrieve/hybrid", both, ListBytes(both) + taken_bytes, PrepareRetrieve);
+    if (full > 131072) continue;  // two bitmaps of a row do not fit
+    Shape pages = both;
+    pages.has_pages = true;
+    // Members read; for each page, all of them full, 4 bytes read and an entry written.
+    const int64_t page_bytes = int64_t{8 + 4} * kKvHeads * both.budget / kListPageTokens;
+    add("retrieve_pages/hybrid", pages,
+        ListBytes(both) + int64_t{2} * kKvHeads * both.budget + page_bytes, PrepareRetrieve);
   }
 }
 

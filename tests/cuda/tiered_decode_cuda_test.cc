@@ -487,6 +487,7 @@ TEST(TieredDecodeTest, AttendsToWhatPlainSelectionTakes) {
 TEST(TieredDecodeTest, AttendsToTheEarliestUpToAMassTarget) {
   if (!testing::HasDevice()) GTEST_SKIP() << "no GPU";
   RetrievalCase c = HybridCase();
+  c.contexts = {2000};
   c.trim = TrimKeep::kEarliest;
   c.mass_target = 0.6f;
   c.list_page_tokens = 8;
