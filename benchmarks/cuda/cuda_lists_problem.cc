@@ -57,6 +57,13 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
   all.variances = arena.Copy(std::vector<float>(num_lists, 0.2f));
   all.offsets = arena.Copy(offsets);
   if (!partition.is_range) all.members = arena.Copy(members);
+  if (shape.has_pages) {
+    std::vector<int32_t> first_page(num_lists);
+    for (size_t i = 0; i < num_lists; ++i) {
+      first_page[i] = static_cast<int32_t>(i) * CeilDiv(partition.size, kListPageTokens);
+    }
+    all.first_page = arena.Copy(first_page);
+  }
   for (size_t i = 0; i < num_views; ++i) {
     const size_t segment = i % num_segments;
     ListsView view = all;
@@ -66,6 +73,7 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
     view.center += i * kHeadDim;
     view.variances += i * nlist;
     view.offsets += i * lists.offsets.size();
+    if (view.first_page != nullptr) view.first_page += i * nlist;
     if (view.members != nullptr) view.members += i * lists.members.size();
     views_of_cell[i / num_segments].push_back(view);
   }
@@ -100,6 +108,26 @@ std::vector<RetrievalRow> MakeRows(CudaArena& arena, const ListsShape& shape) {
   return rows;
 }
 
+void MakeSelect(CudaArena& arena, const ListsShape& shape, const ScoreListsParams& score,
+                SelectListsParams* params) {
+  SelectListsParams& select = *params;
+  const int32_t num_cells = shape.num_rows * kKvHeads;
+  select.num_rows = shape.num_rows;
+  select.num_selections = kKvHeads;
+  select.heads_per_selection = kHeads / kKvHeads;
+  select.page_tokens = kPageTokens;
+  select.rows = score.rows;
+  select.view_begin = score.view_begin;
+  select.slots = arena.Array<int32_t>(static_cast<size_t>(num_cells) * shape.budget);
+  select.counts = arena.Array<int32_t>(num_cells);
+  select.slots_stride = shape.budget;
+  if (!shape.has_pages) return;
+  select.wanted_stride = MaxWantedPages(shape.budget);
+  select.wanted = arena.Array<WantedPage>(static_cast<size_t>(num_cells) * select.wanted_stride);
+  select.wanted_counts = arena.Array<int32_t>(num_cells);
+  select.list_page_tokens = kListPageTokens;
+}
+
 }  // namespace
 
 std::vector<Partition> Clusters64() { return {{1, 64, false}}; }
@@ -117,7 +145,7 @@ int64_t ListsShape::list_bytes() const {
 
 ListsShape MakeListsShape(int32_t num_rows, int32_t tokens, int32_t budget, int32_t shrink,
                           const std::vector<Partition>& partitions) {
-  return {num_rows, tokens / shrink, budget / shrink, kSegmentTokens / shrink, partitions};
+  return {num_rows, tokens / shrink, budget / shrink, kSegmentTokens / shrink, partitions, false};
 }
 
 cudaError_t RetrieveProblem::EnqueueScore(int32_t layer, cudaStream_t stream) const {
@@ -152,18 +180,9 @@ RetrieveProblem MakeRetrieve(CudaArena& arena, int32_t num_layers, const ListsSh
   score.rows = arena.Copy(MakeRows(arena, shape));
   score.view_begin = arena.Copy(view_begin);
   score.keys_stride = shape.num_lists();
-  SelectListsParams& select = problem.select;
-  select.num_rows = shape.num_rows;
-  select.num_selections = kKvHeads;
-  select.heads_per_selection = kHeads / kKvHeads;
-  select.page_tokens = kPageTokens;
-  select.rows = score.rows;
-  select.view_begin = score.view_begin;
-  select.slots = arena.Array<int32_t>(static_cast<size_t>(num_cells) * shape.budget);
-  select.counts = arena.Array<int32_t>(num_cells);
-  select.slots_stride = shape.budget;
+  MakeSelect(arena, shape, score, &problem.select);
   problem.plan = PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8,
-                              shape.tokens, shape.num_lists(), shape.num_views());
+                              shape.tokens, shape.num_lists(), shape.num_views(), {shape.has_pages});
   problem.workspace_bytes = RetrieveCudaWorkspaceBytes(problem.plan);
   problem.workspace = arena.Bytes(problem.workspace_bytes);
   for (int32_t i = 0; i < num_layers; ++i) {

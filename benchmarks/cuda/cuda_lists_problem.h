@@ -15,6 +15,8 @@
 
 namespace semkv {
 
+constexpr int32_t kListPageTokens = 16;
+
 // One partition of every segment: lists of `size` tokens, neighbours or spread over the segment.
 struct Partition {
   int32_t number;
@@ -39,6 +41,7 @@ struct ListsShape {
   int32_t num_rows = 1;
   int32_t tokens = 0, budget = 0, segment_tokens = 0;  // of a row
   std::vector<Partition> partitions;
+  bool has_pages = false;  // lists lie in list pages, which are wanted
 };
 
 // Sizes of a context divided by `shrink`.

@@ -41,6 +41,13 @@ void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases) {
     add("retrieve/clusters64", clusters64, clusters64.list_bytes() + clusters64.taken_bytes(),
         PrepareRetrieve);
     add("retrieve/hybrid", hybrid, hybrid.list_bytes() + hybrid.taken_bytes(), PrepareRetrieve);
+    if (full > 131072) continue;  // two bitmaps of a row do not fit
+    ListsShape pages = hybrid;
+    pages.has_pages = true;
+    // Members read; for each page, all of them full, 4 bytes read and an entry written.
+    const int64_t page_bytes = int64_t{8 + 4} * kKvHeads * pages.budget / kListPageTokens;
+    add("retrieve_pages/hybrid", pages,
+        pages.list_bytes() + int64_t{2} * kKvHeads * pages.budget + page_bytes, PrepareRetrieve);
   }
 }
 

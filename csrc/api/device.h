@@ -44,6 +44,7 @@ class Device {
 
   virtual std::string name() const = 0;  // "NVIDIA H200 (sm_90)"
   virtual int32_t num_multiprocessors() const = 0;
+  virtual int32_t max_shared_bytes() const = 0;  // of a CTA
 
   // What the new stream gets runs after what the old one has.
   virtual absl::Status SetStream(void* stream) = 0;

@@ -73,6 +73,7 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return name_; }
   int32_t num_multiprocessors() const override { return num_multiprocessors_; }
+  int32_t max_shared_bytes() const override { return max_shared_bytes_; }
   absl::Status SetStream(void* stream) override;
   absl::StatusOr<void*> Allocate(size_t bytes) override;
   void Free(void* memory) override;
@@ -102,6 +103,7 @@ class CudaDevice final : public Device {
   const int ordinal_;
   std::string name_;
   int32_t num_multiprocessors_ = 0;
+  int32_t max_shared_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t handover_ = nullptr;  // between streams
   UploadRing ring_;
@@ -109,13 +111,17 @@ class CudaDevice final : public Device {
 
 absl::Status CudaDevice::Open() {
   const ScopedDevice scope(ordinal_);
-  int major = 0, minor = 0, multiprocessors = 0;
+  int major = 0, minor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal_);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal_);
   }
   if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, ordinal_);
+    error = cudaDeviceGetAttribute(&num_multiprocessors_, cudaDevAttrMultiProcessorCount, ordinal_);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&max_shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                   ordinal_);
   }
   if (error == cudaSuccess) {
     error = cudaEventCreateWithFlags(&handover_, cudaEventDisableTiming);
@@ -123,7 +129,6 @@ absl::Status CudaDevice::Open() {
   if (error == cudaSuccess) error = ring_.Create();
   SEMKV_RETURN_IF_ERROR(ToStatus(error, "opening the device"));
   name_ = absl::StrCat("CUDA device ", ordinal_, ", sm_", major, minor);
-  num_multiprocessors_ = multiprocessors;
   if (!HasCodeFor(major, minor)) {
     return absl::UnimplementedError(
         absl::StrCat("options.device ", ordinal_, " has compute capability ", major, ".", minor,

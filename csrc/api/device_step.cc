@@ -50,8 +50,11 @@ DecodeAttentionPlan DeviceStep::PlanAttention(int32_t num_rows) const {
 
 RetrievePlan DeviceStep::PlanRetrieval(int32_t num_rows) const {
   const semkv_options& o = context_->options();
+  SelectLimits limits;
+  limits.shared_bytes =
+      std::min(limits.shared_bytes, device_->max_shared_bytes() - kSelectStaticSharedBytes);
   return PlanRetrieve(num_rows, o.num_heads, bounds_.num_selections, o.head_dim, bounds_.form,
-                      o.max_sequence_tokens, bounds_.max_lists, bounds_.max_views);
+                      o.max_sequence_tokens, bounds_.max_lists, bounds_.max_views, limits);
 }
 
 DeviceStep::Arrays DeviceStep::LayOut(Workspace* memory) const {

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -22,30 +21,7 @@ using testing::DeviceCopy;
 using testing::GatherPagesCase;
 using testing::GatherPagesProblem;
 using testing::HasDevice;
-
-// A copy of host memory that is page-locked and mapped.
-class MappedCopy {
- public:
-  explicit MappedCopy(const std::vector<uint8_t>& bytes) : bytes_(bytes.size()) {
-    EXPECT_EQ(cudaHostAlloc(&host_, bytes_, cudaHostAllocMapped), cudaSuccess);
-    EXPECT_EQ(cudaHostGetDevicePointer(&device_, host_, 0), cudaSuccess);
-    std::memcpy(host_, bytes.data(), bytes_);
-  }
-  MappedCopy(const MappedCopy&) = delete;
-  MappedCopy& operator=(const MappedCopy&) = delete;
-  ~MappedCopy() { cudaFreeHost(host_); }
-
-  void* device() { return device_; }
-  std::vector<uint8_t> Read() const {
-    const uint8_t* bytes = static_cast<const uint8_t*>(host_);
-    return {bytes, bytes + bytes_};
-  }
-
- private:
-  void* host_ = nullptr;
-  void* device_ = nullptr;
-  size_t bytes_;
-};
+using testing::MappedCopy;
 
 template <typename Reference, typename Copy>
 void ExpectEqual(const GatherPagesProblem& problem, Reference reference, Copy copy) {

@@ -41,27 +41,45 @@ class LazyStreams {
   LazyStreams& operator=(const LazyStreams&) = delete;
 };
 
-// Captures what launch(stream) enqueues and replays it `times` times. Emulated, it fails too if
-// launch calls anything of the runtime but launches: copies would be captured, and allocations
-// from a pool.
+// What launch(stream) enqueues, captured. Emulated, it fails if launch calls anything of the
+// runtime but launches: copies would be captured, and allocations from a pool.
+class CapturedGraph {
+ public:
+  template <typename Launch>
+  CapturedGraph(cudaStream_t stream, const Launch& launch) {
+    cudaGraph_t graph = nullptr;
+    EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    TakeRuntimeCalls();
+    EXPECT_EQ(launch(stream), cudaSuccess);
+    for (const auto& [call, count] : TakeRuntimeCalls()) {
+      EXPECT_EQ(call, "captured launch") << count << " calls";
+    }
+    EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    EXPECT_EQ(cudaGraphInstantiate(&captured_, graph, 0), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  }
+  CapturedGraph(const CapturedGraph&) = delete;
+  CapturedGraph& operator=(const CapturedGraph&) = delete;
+  ~CapturedGraph() { EXPECT_EQ(cudaGraphExecDestroy(captured_), cudaSuccess); }
+
+  void Replay(cudaStream_t stream) const {
+    EXPECT_EQ(cudaGraphLaunch(captured_, stream), cudaSuccess);
+  }
+
+ private:
+  cudaGraphExec_t captured_ = nullptr;
+};
+
+// Captures what launch(stream) enqueues and replays it `times` times.
 template <typename Launch>
 void RunCaptured(int times, const Launch& launch) {
   cudaStream_t stream = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t captured = nullptr;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  TakeRuntimeCalls();
-  EXPECT_EQ(launch(stream), cudaSuccess);
-  for (const auto& [call, count] : TakeRuntimeCalls()) {
-    EXPECT_EQ(call, "captured launch") << count << " calls";
+  {
+    const CapturedGraph graph(stream, launch);
+    for (int i = 0; i < times; ++i) graph.Replay(stream);
+    EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
   }
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&captured, graph, 0), cudaSuccess);
-  for (int i = 0; i < times; ++i) EXPECT_EQ(cudaGraphLaunch(captured, stream), cudaSuccess);
-  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_EQ(cudaGraphExecDestroy(captured), cudaSuccess);
-  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 

@@ -41,6 +41,13 @@ inline void __threadfence() {}
 
 inline int __popc(unsigned int x) { return __builtin_popcount(x); }
 
+// The bits in the opposite order.
+inline unsigned int __brev(unsigned int x) {
+  unsigned int reversed = 0;
+  for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1u) << (31 - i);
+  return reversed;
+}
+
 // The number of the lowest set bit, counted from 1; 0 without one.
 inline int __ffs(int x) { return __builtin_ffs(x); }
 

@@ -40,7 +40,9 @@ __global__ void SumCtas(const int32_t* x, int32_t* left, uint32_t* counter, int3
   *sum = total;
 }
 
-__global__ void CountBits(const uint32_t* x, int32_t* counts, int32_t* lowest, int32_t* least) {
+__global__ void CountBits(const uint32_t* x, int32_t* counts, int32_t* lowest, uint32_t* reversed,
+                          int32_t* least) {
+  reversed[threadIdx.x] = __brev(x[threadIdx.x]);
   counts[threadIdx.x] = __popc(x[threadIdx.x]);
   lowest[threadIdx.x] = __ffs(static_cast<int32_t>(x[threadIdx.x]));
   atomicMin(least, counts[threadIdx.x]);

@@ -97,19 +97,22 @@ TEST(LastCtaTest, TheLastCtaOfEveryScheduleSeesWhatAllHaveLeft) {
   }
 }
 
-TEST(BitsTest, CountsLowestBitAndLeast) {
-  std::vector<uint32_t> x(32);
+TEST(BitsTest, CountsLowestBitOppositeOrderAndLeast) {
+  std::vector<uint32_t> x(32), reversed(32);
   std::vector<int32_t> counts(32), lowest(32), least = {100};
   for (int i = 0; i < 32; ++i) x[i] = 0xffffffffu << i;
   const LaunchOptions options = {
       {Of("x", x, Access::kRead), Of("counts", counts, Access::kReadWrite),
-       Of("lowest", lowest, Access::kReadWrite), Of("least", least, Access::kReadWrite)}};
-  const LaunchReport report = Launch(
-      OneWarp(), options, [&] { CountBits(x.data(), counts.data(), lowest.data(), least.data()); });
+       Of("lowest", lowest, Access::kReadWrite), Of("reversed", reversed, Access::kReadWrite),
+       Of("least", least, Access::kReadWrite)}};
+  const LaunchReport report = Launch(OneWarp(), options, [&] {
+    CountBits(x.data(), counts.data(), lowest.data(), reversed.data(), least.data());
+  });
   EXPECT_EQ(report.Errors(), "");
   for (int i = 0; i < 32; ++i) {
     EXPECT_EQ(counts[i], 32 - i);
     EXPECT_EQ(lowest[i], i + 1);
+    EXPECT_EQ(reversed[i], 0xffffffffu >> i);
   }
   EXPECT_EQ(least[0], 1);
 }

@@ -26,6 +26,7 @@
 #include <cstdint>
 
 #include "csrc/ops/residency/gather_pages.h"
+#include "csrc/ops/residency/wanted_page.h"
 
 namespace semkv {
 
@@ -34,14 +35,6 @@ class ThreadPool;
 constexpr int32_t kNotResident = -1;
 constexpr int32_t kNeverUsed = INT32_MIN;  // stamp of a hot page that holds nothing
 constexpr int32_t kClockGroup = 4;         // hot pages; the hand is at the first of such a group
-
-// A list page and which of its tokens are taken: bit i is token i. A list that is taken whole has
-// every bit of its pages up to the list's end; a trimmed one, or one of two partitions of which
-// other lists took tokens already, has fewer. No bits: the page is made resident, for later.
-struct WantedPage {
-  int32_t home_page = 0;
-  uint32_t tokens = 0;
-};
 
 // Upper bounds, known before any step.
 struct ResolveShape {

@@ -6,7 +6,6 @@
 namespace semkv {
 namespace {
 
-constexpr int32_t kMaxPageTokens = 32;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -31,7 +30,7 @@ const char* ResolveUnsupported(const ResolveShape& shape) {
       shape.max_wanted % kThreadPages != 0) {
     return "max_wanted is not a multiple of 4 in [4, 2048]";
   }
-  if (shape.page_tokens < 1 || shape.page_tokens > kMaxPageTokens ||
+  if (shape.page_tokens < 1 || shape.page_tokens > kMaxListPageTokens ||
       (shape.page_tokens & (shape.page_tokens - 1)) != 0) {
     return "page_tokens is not a power of two in [1, 32]";
   }

@@ -15,6 +15,7 @@ namespace semkv {
 constexpr int32_t kResolveThreads = 512;
 constexpr int32_t kThreadPages = 4;  // wanted pages of a thread: 32 bytes
 constexpr int32_t kResolveCtaPages = kResolveThreads * kThreadPages;
+static_assert(kThreadPages == kWantedPageGroup && kResolveCtaPages == kMaxWantedPages);
 constexpr int32_t kResolveMaxCtas = kResolveThreads;  // one thread of the last CTA counts for each
 
 // A wanted page that a CTA did not find resident; `index` is its place in `wanted`.

@@ -31,6 +31,9 @@ struct ListsView {
   const uint16_t* offsets = nullptr;  // [nlist + 1]; list i has offsets[i + 1] - offsets[i] members
   const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list
                                       // is the range of tokens [offsets[i], offsets[i + 1])
+  const int32_t* first_page = nullptr;  // [nlist]: home page in which list i begins; its pages are
+                                        // neighbours, its members fill them in order. Null: the
+                                        // lists have no pages
   const uint16_t* value_means = nullptr;  // [nlist, head_dim] bf16; null: lists are never estimated
   const uint16_t* excluded = nullptr;     // [num_excluded]: tokens of the segment whose key is not
   int32_t num_excluded = 0;               // finite; never selected, not even as sink or recent

@@ -2,6 +2,7 @@
 #include "csrc/ops/retrieval/score_lists_cuda.h"
 #include "csrc/ops/retrieval/select_lists_cuda.h"
 #include "csrc/ops/retrieval/select_lists_kernel.cuh"
+#include "csrc/ops/retrieval/select_lists_pages_cuda.h"
 
 namespace semkv {
 
@@ -12,8 +13,10 @@ cudaError_t SelectListsCuda(const SelectListsParams& params, const SelectListsPl
       workspace_bytes < SelectListsCudaWorkspaceBytes(plan)) {
     return cudaErrorInvalidValue;
   }
-  return LaunchKernel(&cuda::SelectListsKernel, cuda::SelectListsShape(plan),
-                      cuda::MakeSelectListsKernelParams(params, plan, workspace), stream);
+  const LaunchShape shape = cuda::SelectListsShape(plan);
+  const auto kernel_params = cuda::MakeSelectListsKernelParams(params, plan, workspace);
+  if (params.wanted != nullptr) return cuda::LaunchSelectPages(kernel_params, shape, stream);
+  return LaunchKernel(&cuda::SelectListsKernel<false>, shape, kernel_params, stream);
 }
 
 cudaError_t RetrieveCuda(const ScoreListsParams& score, const SelectListsParams& select,
@@ -26,8 +29,10 @@ cudaError_t RetrieveCuda(const ScoreListsParams& score, const SelectListsParams&
   }
   const cudaError_t error = ScoreTilesCuda(score, plan.score, workspace, workspace_bytes, stream);
   if (error != cudaSuccess) return error;
-  return LaunchKernel(&cuda::RetrieveKernel, cuda::SelectListsShape(plan.select),
-                      cuda::MakeRetrieveKernelParams(score, select, plan, workspace), stream);
+  const LaunchShape shape = cuda::SelectListsShape(plan.select);
+  const auto kernel_params = cuda::MakeRetrieveKernelParams(score, select, plan, workspace);
+  if (select.wanted != nullptr) return cuda::LaunchRetrievePages(kernel_params, shape, stream);
+  return LaunchKernel(&cuda::RetrieveKernel<false>, shape, kernel_params, stream);
 }
 
 }  // namespace semkv

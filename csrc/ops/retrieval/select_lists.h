@@ -18,15 +18,25 @@
 // If the lists do not suffice, the count is less than the budget; nothing past it is written.
 // Members at or past num_tokens are passed over.
 //
+// With `wanted`, a token that is taken through a list that has pages gets no slot but a bit of its
+// list's page, for resolve: the budget counts slots and bits together, and each token is one of
+// them. Of two lists with a token the better one has it. A page has one entry, and no entry is
+// without bits; entries come in the order in which their first tokens are taken: best list first,
+// and of a list the last page first where the most recent members are kept. Pages are a second
+// budget: a selection ends before the token that needs one more than wanted_stride, and
+// MaxWantedPages is enough that none does.
+//
 // Source: ClusterKV section III-C (take clusters until the budget, trim the last); exact budget,
 // joint order and the bitmap are ours (docs/design.md, sections 1 and 4).
 
 #ifndef SEMKV_OPS_RETRIEVAL_SELECT_LISTS_H_
 #define SEMKV_OPS_RETRIEVAL_SELECT_LISTS_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/residency/wanted_page.h"
 #include "csrc/ops/retrieval/inverted_lists.h"
 #include "csrc/ops/retrieval/score_lists.h"
 #include "semkv/types.h"
@@ -56,9 +66,23 @@ struct SelectListsParams {
 
   int32_t* slots = nullptr;      // out: [num_rows, num_selections, slots_stride]
   int32_t* positions = nullptr;  // out: same shape, the tokens' positions; may be null
-  int32_t* counts = nullptr;     // out: [num_rows, num_selections]
+  int32_t* counts = nullptr;     // out: [num_rows, num_selections], of slots
   int64_t slots_stride = 0;      // >= budget of every row
+
+  WantedPage* wanted = nullptr;      // out: [num_rows, num_selections, wanted_stride]; null: every
+                                     // token taken gets a slot
+  int32_t* wanted_counts = nullptr;  // out: [num_rows, num_selections]
+  int32_t wanted_stride = 0;
+  int32_t list_page_tokens = 0;  // of ListsView::first_page; a power of two, at most 32
 };
+
+// The wanted_stride with which every budget of at most `max_budget` tokens is filled: each may lie
+// in a page of its own. Resolve takes kMaxWantedPages, with which greater budgets may end early.
+// Tokens come by lists, so a fraction of it does in practice.
+inline int32_t MaxWantedPages(int32_t max_budget) {
+  const int32_t pages = std::clamp(max_budget, 1, kMaxWantedPages);
+  return CeilDiv(pages, kWantedPageGroup) * kWantedPageGroup;
+}
 
 // Scratch for rows of at most `max_row_tokens` tokens and `max_lists` lists, in bytes.
 size_t SelectListsWorkspaceBytes(int32_t max_row_tokens, int32_t max_lists, int num_threads);

@@ -50,12 +50,15 @@ struct SelectShared {
   int32_t open_list_tokens;  // new tokens of a list that the window before did not end
   int32_t limit;             // members of the window that may be taken
   uint32_t is_target_reached;
+  int32_t end;                       // behind the last member of the window that is taken
+  int32_t num_pages;                 // wanted so far
   uint32_t flags[kSelectFlagWords];  // a bit per member of the window: would be taken
   int32_t flags_before[kSelectFlagWords];
 };
 
 struct SelectMemory {
   uint32_t* taken;
+  uint32_t* in_pages;  // of those taken, the ones that have a bit of a page and no slot
   SelectView* views;
   int32_t* bins;         // members of lists in it, then of lists in the bins before
   int32_t* heads;        // a candidate of each bin, or -1
@@ -74,6 +77,7 @@ __device__ inline SelectMemory SelectMemoryAt(std::byte* base, const SelectLists
   const SelectLayout& s = p.layout;
   SelectMemory m;
   m.taken = reinterpret_cast<uint32_t*>(base + s.taken);
+  m.in_pages = reinterpret_cast<uint32_t*>(base + s.in_pages);
   m.views = reinterpret_cast<SelectView*>(base + s.views);
   m.bins = m.sums = reinterpret_cast<int32_t*>(base + s.scratch);
   m.heads = m.bins + kSelectBins;
@@ -105,6 +109,7 @@ struct SelectCounts {
   int32_t views, lists;
 };
 
+template <bool kPages>
 __device__ inline SelectCounts LoadViews(const SelectListsParams& p, int64_t task, int32_t thread,
                                          const SelectMemory& memory, SelectShared& shared) {
   const int32_t begin = p.view_begin[task];
@@ -119,7 +124,7 @@ __device__ inline SelectCounts LoadViews(const SelectListsParams& p, int64_t tas
     if (inside) {
       memory.views[v] = {view->offsets,        view->members,
                          view->first_position, counts.lists + lists.below,
-                         view->partition,      0};
+                         view->partition,      kPages && view->first_page != nullptr};
     }
     counts.lists += lists.total;
   }

@@ -22,9 +22,10 @@ namespace semkv {
 // REQUIRES: no row has more tokens and no (row, selection) more lists or views than the plan's
 // bounds.
 //
-// Returns cudaErrorInvalidValue for params that are not the plan's, a page size that is no power of
-// two, more than 2^20 tokens, 2^20 lists or 4,096 views, bounds on tokens and views that together
-// do not fit shared memory, and a workspace that is too small.
+// Returns cudaErrorInvalidValue for params that are not the plan's (`wanted` without wants_pages
+// among them), a page size that is no power of two or, of list pages, above 32, more than 2^20
+// tokens, 2^20 lists or 4,096 views, bounds on tokens and views that together do not fit shared
+// memory, and a workspace that is too small.
 cudaError_t SelectListsCuda(const SelectListsParams& params, const SelectListsPlan& plan,
                             void* workspace, size_t workspace_bytes, cudaStream_t stream);
 

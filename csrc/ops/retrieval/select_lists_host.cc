@@ -1,8 +1,8 @@
 // A search over the float bits of the keys, weighted by list size, finds a threshold above which
 // the lists are sure to fill the budget; only those are looked at further. Of them, the best lists
-// that together cannot exceed the budget are taken whole in any order, twice; only what is left is
-// sorted and walked in order. Members are marked in a bitmap of the row's tokens, which is then
-// written out as slots.
+// that together cannot exceed the budget are taken whole in any order (in order where list pages
+// are wanted), twice; only what is left is sorted and walked in order. Members are marked in a
+// bitmap of the row's tokens, which is then written out as slots.
 
 #include "csrc/ops/retrieval/select_lists.h"
 
@@ -14,6 +14,7 @@
 #include "csrc/ops/numeric/float_convert.h"
 #include "csrc/ops/parallel/thread_pool.h"
 #include "csrc/ops/retrieval/retrieval_tasks.h"
+#include "csrc/ops/retrieval/select_lists_scratch.h"
 #include "csrc/ops/retrieval/workspace.h"
 
 // clang-format off
@@ -24,79 +25,6 @@
 #include <hwy/highway.h>
 #include "csrc/ops/retrieval/write_slots-inl.h"
 // clang-format on
-
-#ifndef SEMKV_OPS_RETRIEVAL_SELECT_LISTS_HOST_ONCE_
-#define SEMKV_OPS_RETRIEVAL_SELECT_LISTS_HOST_ONCE_
-
-namespace semkv {
-
-// A search divides the interval of key bits by kSplit a few times. It begins kFirstBits (16
-// octaves) below the greatest key, where the lists that matter are: 2 octaves, then a quarter of
-// one.
-constexpr int kSplit = 8;
-constexpr int kSplitRounds = 4;
-constexpr uint32_t kFirstBits = 16u << 23;
-constexpr uint32_t kEndOfKeyBits = 0x7f800001u;  // one more than infinity's
-// How often lists are taken whole before the rest is sorted: the first time takes all but what two
-// partitions have in common, the second most of that.
-constexpr int kBulkRounds = 2;
-// How many lists ahead of the walk members are asked for; they are read once and lie scattered.
-constexpr int32_t kPrefetchLists = 8;
-
-// (~key bits, view, list): ascending order is descending key, then ascending list id.
-using Candidate = uint64_t;
-
-// Lists with what selection needs of them, densely packed. After the last one, kScratchPadding keys
-// are -1.
-struct PackedLists {
-  PackedLists(Workspace& workspace, int32_t lists)
-      : keys(workspace.Take<float>(ScratchStride(lists))),
-        sizes(workspace.Take<int32_t>(ScratchStride(lists))) {}
-
-  float* keys;
-  int32_t* sizes;
-  int32_t count = 0;
-};
-
-struct SelectScratch {
-  SelectScratch(Workspace& workspace, int32_t num_tokens, int32_t lists)
-      : num_words(CeilDiv(num_tokens, 64)),
-        taken(workspace.Take<uint64_t>(num_words)),
-        filled(workspace.Take<int32_t>(ScratchStride(2 * num_words))),
-        all(workspace, lists),
-        near(workspace, lists),
-        near_lists(workspace.Take<int32_t>(ScratchStride(lists))),
-        candidates(workspace.Take<Candidate>(lists)) {}
-
-  int32_t num_words;
-  uint64_t* taken;        // one bit per token of the row
-  int32_t* filled;        // for TakenTokens
-  PackedLists all;        // in order of list id
-  PackedLists near;       // those above the threshold, in the same order
-  int32_t* near_lists;    // view << 16 | list
-  Candidate* candidates;  // what is sorted
-};
-
-// Key bits between which a sum over lists of descending key passes a number of members.
-struct KeyBracket {
-  uint32_t low;   // lists of no lesser key hold at least as many; or 0
-  uint32_t high;  // lists of no lesser key hold fewer
-};
-
-struct ListRef {
-  int32_t view;
-  int32_t list;
-  float key;
-};
-
-inline ListRef Decode(Candidate candidate) {
-  return {static_cast<int32_t>(candidate >> 16 & 0xffff), static_cast<int32_t>(candidate & 0xffff),
-          FloatFromBits(~static_cast<uint32_t>(candidate >> 32))};
-}
-
-}  // namespace semkv
-
-#endif  // SEMKV_OPS_RETRIEVAL_SELECT_LISTS_HOST_ONCE_
 
 HWY_BEFORE_NAMESPACE();
 namespace semkv {
@@ -117,23 +45,31 @@ class Selector {
         num_views_(params.view_begin[task + 1] - params.view_begin[task]),
         heads_(params.heads_per_selection),
         always_(params.always != nullptr ? params.always[task] : AlwaysTaken()),
+        wanted_(params.wanted != nullptr ? params.wanted + task * params.wanted_stride : nullptr),
+        wanted_stride_(params.wanted_stride),
+        list_page_tokens_(params.list_page_tokens),
         scratch_(workspace, row_.num_tokens, CountLists(views_, num_views_)) {
     LoadLists(keys);
   }
 
   void Select() {
     std::fill_n(scratch_.taken, scratch_.num_words, uint64_t{0});
+    if (wanted_ != nullptr) std::fill_n(scratch_.in_pages, scratch_.num_words, uint64_t{0});
     // What must not be taken counts as taken until the budget is full.
     SetExcluded(true);
     Fill();
     SetExcluded(false);
+    if (wanted_ == nullptr) return;
+    for (int32_t w = 0; w < scratch_.num_words; ++w) scratch_.taken[w] &= ~scratch_.in_pages[w];
   }
 
-  // What was taken, for a SlotWriter.
+  // What was taken and is in no wanted page, for a SlotWriter.
   TakenTokens Taken(int32_t page_tokens) const {
     return {scratch_.taken, 2 * scratch_.num_words, row_.num_tokens, row_.block_table,
             page_tokens,    scratch_.filled};
   }
+
+  int32_t num_wanted() const { return num_wanted_; }
 
  private:
   void Fill() {
@@ -161,7 +97,9 @@ class Selector {
       const PackedLists& near = scratch_.near;
       const KeyBracket all = {least, greatest + 1};
       for (int round = 0; round < kBulkRounds; ++round) {
-        if (Walk(Extract(Narrow(near, all, int64_t{remaining_} + 1, 0).high))) return true;
+        const int32_t count = Extract(Narrow(near, all, int64_t{remaining_} + 1, 0).high);
+        // Whose pages a token is in depends on the order.
+        if (Walk(wanted_ != nullptr ? Sort(count) : count)) return true;
       }
       const int64_t members = 2 * int64_t{remaining_};
       if (Walk(Sort(Extract(Narrow(near, all, members, 2 * members).low)))) return true;
@@ -309,7 +247,7 @@ class Selector {
       const ListRef ref = Decode(scratch_.candidates[c]);
       const int32_t taken = TakeList(views_[ref.view], ref.list);
       remaining_ -= taken;
-      if (remaining_ == 0) return true;
+      if (remaining_ == 0 || is_out_of_pages_) return true;
       if (row_.mass_target <= 0.0f) continue;
       mass_ += double{ref.key} * taken / heads_;
       if (mass_ >= row_.mass_target) return true;
@@ -327,6 +265,7 @@ class Selector {
   }
 
   int32_t TakeList(const ListsView& view, int32_t list) {
+    if (wanted_ != nullptr && view.first_page != nullptr) return TakePages(view, list);
     const int32_t size = ListSize(view, list);
     if (size > remaining_) return TakeSome(view, list, size);
     if (view.members == nullptr) {
@@ -347,6 +286,49 @@ class Selector {
       taken += Mark(MemberPosition(view, list, member));
     }
     return taken;
+  }
+
+  // Pages of a list until the budget is full, from the end that is to be kept.
+  int32_t TakePages(const ListsView& view, int32_t list) {
+    const int32_t size = ListSize(view, list);
+    const int32_t num_pages = CeilDiv(size, list_page_tokens_);
+    const bool is_last_first = row_.trim == TrimKeep::kMostRecent;
+    int32_t taken = 0;
+    for (int32_t i = 0; i < num_pages && taken < remaining_; ++i) {
+      const int32_t page = is_last_first ? num_pages - 1 - i : i;
+      const int32_t begin = page * list_page_tokens_;
+      const int32_t end = std::min(begin + list_page_tokens_, size);
+      uint32_t tokens = NotTaken(view, list, begin, end);
+      if (tokens == 0) continue;
+      if (num_wanted_ == wanted_stride_) {
+        is_out_of_pages_ = true;
+        break;
+      }
+      for (int32_t room = remaining_ - taken; std::popcount(tokens) > room;) {
+        tokens &= is_last_first ? tokens - 1 : ~std::bit_floor(tokens);
+      }
+      for (uint32_t bits = tokens; bits != 0; bits &= bits - 1) {
+        const int32_t position = MemberPosition(view, list, begin + std::countr_zero(bits));
+        const uint64_t bit = uint64_t{1} << (position & 63);
+        scratch_.taken[position >> 6] |= bit;
+        scratch_.in_pages[position >> 6] |= bit;
+      }
+      taken += std::popcount(tokens);
+      wanted_[num_wanted_++] = {view.first_page[list] + page, tokens};
+    }
+    return taken;
+  }
+
+  // Of a list's members [begin, end), at most 32, those that are not taken: bit k is begin + k.
+  uint32_t NotTaken(const ListsView& view, int32_t list, int32_t begin, int32_t end) const {
+    uint32_t tokens = 0;
+    for (int32_t j = begin; j < end; ++j) {
+      const int32_t position = MemberPosition(view, list, j);
+      if (position >= row_.num_tokens) break;  // members ascend
+      const auto is_new = static_cast<uint32_t>(~scratch_.taken[position >> 6] >> (position & 63));
+      tokens |= (is_new & 1) << (j - begin);
+    }
+    return tokens;
   }
 
   // How many tokens this takes that were not taken.
@@ -400,10 +382,15 @@ class Selector {
   const int32_t num_views_;
   const int32_t heads_;
   const AlwaysTaken always_;
+  WantedPage* const wanted_;  // of this task; null: every token gets a slot
+  const int32_t wanted_stride_;
+  const int32_t list_page_tokens_;
   SelectScratch scratch_;
   float greatest_key_ = 0;
   int32_t remaining_ = 0;
   double mass_ = 0;
+  int32_t num_wanted_ = 0;
+  bool is_out_of_pages_ = false;
 };
 
 void SelectLists(const SelectListsParams& params, int64_t task, const float* keys,
@@ -415,6 +402,7 @@ void SelectLists(const SelectListsParams& params, int64_t task, const float* key
   params.counts[task] = SlotWriter(selector.Taken(params.page_tokens),
                                    params.slots + task * params.slots_stride, positions)
                             .Write();
+  if (params.wanted != nullptr) params.wanted_counts[task] = selector.num_wanted();
 }
 
 }  // namespace HWY_NAMESPACE

@@ -17,13 +17,15 @@
 #include "csrc/ops/retrieval/score_lists_keys.cuh"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/select_lists_batch.cuh"
+#include "csrc/ops/retrieval/select_lists_pages.cuh"
 #include "csrc/ops/retrieval/select_lists_plan.h"
 #include "csrc/ops/retrieval/select_lists_window.cuh"
 
 namespace semkv::cuda {
 
 // Takes lists of the batch in order; returns what is left of `room`, 0 when the mass target is
-// reached.
+// reached or pages ran out.
+template <bool kPages>
 __device__ inline int32_t TakeBatch(const SelectListsParams& p, int64_t task,
                                     const SelectBatch& batch, int32_t room, int32_t thread,
                                     const SelectMemory& memory, SelectShared& shared) {
@@ -31,9 +33,11 @@ __device__ inline int32_t TakeBatch(const SelectListsParams& p, int64_t task,
   const int32_t num_tokens = row.num_tokens;
   const TrimKeep trim = row.trim;
   const float target = row.mass_target;
-  for (int32_t base = 0; base < batch.members && room > 0; base += kSelectWindow) {
+  int32_t window = kSelectWindow;
+  for (int32_t base = 0; base < batch.members && room > 0; base += window) {
     const int32_t left = batch.members - base;
-    const int32_t count = left < kSelectWindow ? left : kSelectWindow;
+    if constexpr (kPages) window = WindowOfPages(left, p.list_page_tokens, trim);
+    const int32_t count = left < window ? left : window;
     BeginWindow(base, thread, memory, shared);
     SelectMembers members = LoadMembers(base, count, num_tokens, trim, thread, memory);
     FlagNew(thread, memory, shared, members);
@@ -45,7 +49,11 @@ __device__ inline int32_t TakeBatch(const SelectListsParams& p, int64_t task,
       limit = shared.limit;
       is_target_reached = shared.is_target_reached != 0;
     }
-    room -= TakeNew(members, limit, room, thread, memory.taken, shared);
+    if constexpr (kPages) {
+      room = TakeNewOfPages(p, task, members, base, limit, room, trim, thread, memory, shared);
+    } else {
+      room -= TakeNew(members, limit, room, thread, memory.taken, shared);
+    }
     if (is_target_reached) return 0;
   }
   return room;
@@ -53,7 +61,7 @@ __device__ inline int32_t TakeBatch(const SelectListsParams& p, int64_t task,
 
 // Per CTA: selects for one (row, selection). keys is as in LoadLists; what it needs
 // of shared memory may lie where memory.bins is.
-template <typename Keys>
+template <bool kPages, typename Keys>
 __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task, const Keys& keys,
                                   SelectCounts counts, int32_t thread, const SelectMemory& memory,
                                   SelectShared& shared) {
@@ -61,6 +69,7 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
   const int32_t num_tokens = row.num_tokens;
   const int32_t ends = TakeEnds(p.op, task, counts.views, thread, memory.taken, shared);
   int32_t room = row.budget - ends;
+  if constexpr (kPages) BeginPages(num_tokens, thread, memory, shared);
   uint64_t origin = LoadLists(keys, counts, thread, memory, shared);
   if (p.op.always != nullptr) room = TakeAlways(p.op.always[task], room, thread, memory, shared);
   if (thread == 0) {
@@ -73,7 +82,7 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
     const int32_t wanted = room < kSelectWindow ? 2 * room : 2 * kSelectWindow;
     const SelectBatch batch = ChooseBatch(origin, wanted, counts.lists, thread, memory, shared);
     PlaceCandidates(batch, counts, thread, memory, shared);
-    room = TakeBatch(p.op, task, batch, room, thread, memory, shared);
+    room = TakeBatch<kPages>(p.op, task, batch, room, thread, memory, shared);
     if (room <= 0) break;
     origin = BestRankFrom(batch.End(), counts.lists, thread, memory, shared);
   }
@@ -83,6 +92,7 @@ __device__ inline void SelectTask(const SelectListsKernelParams& p, int64_t task
                  shared);
     __syncthreads();
   }
+  if constexpr (kPages) EndPages(p.op, task, num_tokens, thread, memory, shared);
   WriteSlots(p, task, thread, memory, shared);
 }
 
@@ -94,16 +104,17 @@ struct KeysInMemory {
   __device__ float operator()(int32_t list, int32_t) const { return keys[list]; }
 };
 
-// grid = tasks
+// grid = tasks. kPages: list pages are wanted.
+template <bool kPages>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     SelectListsKernel(const __grid_constant__ SelectListsKernelParams p) {
   SelectShared& shared = SharedMemory<SelectShared>();
   const int64_t task = blockIdx.x;
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const SelectMemory memory = SelectMemoryAt(DynamicSharedMemory(), p, task);
-  const SelectCounts counts = LoadViews(p.op, task, thread, memory, shared);
+  const SelectCounts counts = LoadViews<kPages>(p.op, task, thread, memory, shared);
   const KeysInMemory keys = {p.op.keys + task * p.op.keys_stride};
-  SelectTask(p, task, keys, counts, thread, memory, shared);
+  SelectTask<kPages>(p, task, keys, counts, thread, memory, shared);
 }
 
 // What RetrieveKernel gets: of score_lists, the workspace that its first launch filled.
@@ -134,6 +145,7 @@ struct KeysOfScores {
 };
 
 // grid = tasks. score_lists' second launch and select_lists in one: keys stay on the chip.
+template <bool kPages>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     RetrieveKernel(const __grid_constant__ RetrieveKernelParams p) {
   SelectShared& shared = SharedMemory<SelectShared>();
@@ -142,7 +154,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t heads = p.select.op.heads_per_selection;
   const SelectMemory memory = SelectMemoryAt(DynamicSharedMemory(), p.select, task);
-  const SelectCounts counts = LoadViews(p.select.op, task, thread, memory, shared);
+  const SelectCounts counts = LoadViews<kPages>(p.select.op, task, thread, memory, shared);
   int32_t* partitions = memory.bins;
   LoadPartitions<kSelectThreads>(p.scores.tiles + task * p.max_tiles, p.max_tiles, thread,
                                  partitions, key_shared);
@@ -153,18 +165,24 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
                              p.select.op.rows[task / p.select.op.num_selections].rank,
                              key_shared,
                              p.keys != nullptr ? p.keys + task * p.keys_stride : nullptr};
-  SelectTask(p.select, task, keys, counts, thread, memory, shared);
+  SelectTask<kPages>(p.select, task, keys, counts, thread, memory, shared);
 }
 
 // What the kernels refuse: other geometry than the plan's, or more than they have room for.
+inline bool ServesWanted(const SelectListsParams& p, const SelectListsPlan& plan) {
+  return plan.wants_pages && p.wanted_counts != nullptr && p.wanted_stride >= 0 &&
+         p.list_page_tokens > 0 && p.list_page_tokens <= kMaxListPageTokens &&
+         (p.list_page_tokens & (p.list_page_tokens - 1)) == 0;
+}
+
 inline bool SelectListsCudaServes(const SelectListsParams& p, const SelectListsPlan& plan) {
   return p.num_rows == plan.num_rows && p.num_selections == plan.num_selections &&
          p.num_selections > 0 && p.heads_per_selection > 0 && p.page_tokens > 0 &&
          (p.page_tokens & (p.page_tokens - 1)) == 0 && plan.max_row_tokens >= 0 &&
          plan.max_row_tokens <= kSelectMaxRowTokens && plan.max_lists >= 0 &&
          plan.max_lists <= kSelectMaxLists && plan.max_views >= 0 &&
-         plan.max_views <= kSelectMaxViews &&
-         LayOutSelectShared(plan).bytes <= kSelectMaxSharedBytes;
+         plan.max_views <= kSelectMaxViews && (p.wanted == nullptr || ServesWanted(p, plan)) &&
+         LayOutSelectShared(plan).bytes <= plan.shared_bytes;
 }
 
 inline SelectListsKernelParams MakeSelectListsKernelParams(const SelectListsParams& params,

@@ -30,8 +30,9 @@ constexpr int32_t kSelectListBits = 20;
 constexpr int32_t kSelectMaxRowTokens = 1 << kSelectPositionBits;
 constexpr int32_t kSelectMaxLists = 1 << kSelectListBits;  // per (row, selection)
 constexpr int32_t kSelectMaxViews = 1 << (32 - kSelectListBits);
-// Of sm_90's 227 KiB, less what the kernels have statically.
-constexpr int32_t kSelectMaxSharedBytes = 224 * 1024;
+// Of sm_90's 227 KiB (sm_80: 163), less what the kernels have statically.
+constexpr int32_t kSelectStaticSharedBytes = 3 * 1024;
+constexpr int32_t kSelectMaxSharedBytes = 227 * 1024 - kSelectStaticSharedBytes;
 
 // What selection needs of a view, in shared memory.
 struct SelectView {
@@ -40,12 +41,13 @@ struct SelectView {
   int32_t first_position;
   int32_t first_list;  // list id; behind the last view, the number of lists
   int32_t partition;
-  int32_t unused;
+  int32_t has_pages;  // 0: its tokens get slots
 };
 
 // Dynamic shared memory, in bytes from its start.
 struct SelectLayout {
   int32_t taken;       // [max_row_tokens] bits
+  int32_t in_pages;    // likewise, if pages are wanted
   int32_t views;       // [max_views + 1]
   int32_t scratch;     // bins and the heads of their chains; later marks; later sums
   int32_t candidates;  // three arrays of [kSelectWindow]
@@ -57,8 +59,10 @@ struct SelectLayout {
 struct SelectListsPlan {
   int32_t num_rows = 0, num_selections = 0;
   int32_t max_row_tokens = 0;
-  int32_t max_lists = 0, max_views = 0;  // per (row, selection)
-  bool lists_in_shared = false;          // else in the workspace
+  int32_t max_lists = 0, max_views = 0;          // per (row, selection)
+  bool lists_in_shared = false;                  // else in the workspace
+  bool wants_pages = false;                      // serves SelectListsParams::wanted
+  int32_t shared_bytes = kSelectMaxSharedBytes;  // that a CTA may have
 };
 
 inline SelectLayout LayOutSelectShared(const SelectListsPlan& plan) {
@@ -69,7 +73,9 @@ inline SelectLayout LayOutSelectShared(const SelectListsPlan& plan) {
     return static_cast<int32_t>(std::min<int64_t>(at, INT32_MAX));
   };
   SelectLayout s = {};
-  s.taken = take(CeilDiv<int64_t>(plan.max_row_tokens, 32) * 4);
+  const int64_t bitmap_bytes = CeilDiv<int64_t>(plan.max_row_tokens, 32) * 4;
+  s.taken = take(bitmap_bytes);
+  s.in_pages = take(plan.wants_pages ? bitmap_bytes : 0);
   s.views = take((int64_t{plan.max_views} + 1) * int64_t{sizeof(SelectView)});
   s.scratch = take(int64_t{kSelectMarks} * 4);
   s.candidates = take(int64_t{kSelectWindow} * 8);
@@ -79,13 +85,20 @@ inline SelectLayout LayOutSelectShared(const SelectListsPlan& plan) {
   return s;
 }
 
+// What is asked of a plan beyond bounds, and what its GPU gives a CTA of dynamic shared memory.
+struct SelectLimits {
+  bool wants_pages = false;
+  int32_t shared_bytes = kSelectMaxSharedBytes;
+};
+
 // Upper bounds: rows of `max_row_tokens` tokens, `max_lists` lists in `max_views` views per (row,
-// selection).
+// selection). A plan that wants pages serves params that do not, too.
 inline SelectListsPlan PlanSelectLists(int32_t num_rows, int32_t num_selections,
-                                       int32_t max_row_tokens, int32_t max_lists,
-                                       int32_t max_views) {
-  SelectListsPlan plan = {num_rows, num_selections, max_row_tokens, max_lists, max_views, true};
-  plan.lists_in_shared = LayOutSelectShared(plan).bytes <= kSelectMaxSharedBytes;
+                                       int32_t max_row_tokens, int32_t max_lists, int32_t max_views,
+                                       const SelectLimits& limits = {}) {
+  SelectListsPlan plan = {num_rows,  num_selections, max_row_tokens,     max_lists,
+                          max_views, true,           limits.wants_pages, limits.shared_bytes};
+  plan.lists_in_shared = LayOutSelectShared(plan).bytes <= plan.shared_bytes;
   return plan;
 }
 
@@ -109,9 +122,10 @@ struct RetrievePlan {
 // Bounds as of PlanScoreLists and PlanSelectLists.
 inline RetrievePlan PlanRetrieve(int32_t num_rows, int32_t num_heads, int32_t num_selections,
                                  int32_t head_dim, CentroidForm form, int32_t max_row_tokens,
-                                 int32_t max_lists, int32_t max_views) {
+                                 int32_t max_lists, int32_t max_views,
+                                 const SelectLimits& limits = {}) {
   return {PlanScoreLists(num_rows, num_heads, num_selections, head_dim, form, max_lists, max_views),
-          PlanSelectLists(num_rows, num_selections, max_row_tokens, max_lists, max_views)};
+          PlanSelectLists(num_rows, num_selections, max_row_tokens, max_lists, max_views, limits)};
 }
 
 // Scores first; a multiple of 64 bytes.

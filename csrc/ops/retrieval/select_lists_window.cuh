@@ -95,6 +95,25 @@ __device__ inline uint32_t FirstMark(int32_t position) {
   return static_cast<uint32_t>(position) * 0x9e3779b1u >> (32 - kSelectMarkBits);
 }
 
+// Sums of a window's flags before each word, by the first warp.
+__device__ inline void SumFlags(const uint32_t* flags, int32_t* flags_before, int32_t thread) {
+  if (thread >= kWarpSize) return;
+  constexpr int32_t kWords = kSelectFlagWords / kWarpSize;
+  int32_t before[kWords + 1] = {};
+  for (int32_t j = 0; j < kWords; ++j) {
+    before[j + 1] = before[j] + __popc(flags[kWords * thread + j]);
+  }
+  const int32_t below = WarpSumBelow(before[kWords], thread);
+  for (int32_t j = 0; j < kWords; ++j) flags_before[kWords * thread + j] = below + before[j];
+}
+
+// How many of the window's first `member` members have a flag.
+__device__ inline int32_t FlagsBelow(int32_t member, const uint32_t* flags,
+                                     const int32_t* flags_before) {
+  const uint32_t below = (1u << (member % 32)) - 1;
+  return flags_before[member / 32] + __popc(flags[member / 32] & below);
+}
+
 // Finds which members of the window would be taken: of tokens that are not taken yet, the first
 // member each. A mark is a position and, upside down, the least member that has it; never 0.
 // REQUIRES: marks are clear, behind a barrier.
@@ -127,24 +146,13 @@ __device__ inline void FlagNew(int32_t thread, const SelectMemory& memory, Selec
     if (thread % kWarpSize == 0) shared.flags[WindowMember(k, thread) / 32] = flags;
   }
   __syncthreads();
-  if (thread < kWarpSize) {
-    constexpr int32_t kWords = kSelectFlagWords / kWarpSize;
-    int32_t before[kWords + 1] = {};
-    for (int32_t j = 0; j < kWords; ++j) {
-      before[j + 1] = before[j] + __popc(shared.flags[kWords * thread + j]);
-    }
-    const int32_t below = WarpSumBelow(before[kWords], thread);
-    for (int32_t j = 0; j < kWords; ++j) {
-      shared.flags_before[kWords * thread + j] = below + before[j];
-    }
-  }
+  SumFlags(shared.flags, shared.flags_before, thread);
   __syncthreads();
 }
 
 // How many of the window's first `member` members are new.
 __device__ inline int32_t NewBelow(int32_t member, const SelectShared& shared) {
-  const uint32_t below = (1u << (member % 32)) - 1;
-  return shared.flags_before[member / 32] + __popc(shared.flags[member / 32] & below);
+  return FlagsBelow(member, shared.flags, shared.flags_before);
 }
 
 // Takes the new ones of the window's first `limit` members, `room` at most; returns how many.

@@ -41,6 +41,8 @@ struct RetrievalCase {
   int32_t page_tokens = 16;
   float mass_target = 0.0f;
   int32_t segment_tokens = 1024;
+  int32_t list_page_tokens = 0;  // of lists of all segments but a row's last; 0: none has pages
+  int32_t wanted_stride = 0;     // 0: what the budget may want
 };
 
 inline void PrintTo(const RetrievalCase& c, std::ostream* out) { *out << c.name; }
@@ -86,6 +88,18 @@ inline std::vector<RetrievalCase> RetrievalCases() {
        .form = CentroidForm::kBounds,
        .sentence_tokens = 16,
        .cluster_tokens = 0},
+      {.name = "PagesOf16", .list_page_tokens = 16},
+      {.name = "PagesOf8EarliestMassTarget",
+       .contexts = {3000, 300},
+       .trim = TrimKeep::kEarliest,
+       .mass_target = 0.4f,
+       .list_page_tokens = 8},
+      {.name = "PagesOf32ClustersRunOut",
+       .sentence_tokens = 0,
+       .cluster_tokens = 50,
+       .list_page_tokens = 32,
+       .wanted_stride = 12},
+      {.name = "PagesOf1", .contexts = {2000}, .budget = 300, .list_page_tokens = 1},
   };
 }
 
@@ -106,6 +120,8 @@ class RetrievalInput {
     slots.resize(num_tasks() * slots_stride());
     positions.resize(slots.size());
     counts.resize(num_tasks());
+    wanted.resize(num_tasks() * wanted_stride());
+    wanted_counts.resize(num_tasks());
   }
   RetrievalInput(const RetrievalInput&) = delete;
   RetrievalInput& operator=(const RetrievalInput&) = delete;
@@ -144,6 +160,11 @@ class RetrievalInput {
     p.positions = positions.data();
     p.counts = counts.data();
     p.slots_stride = slots_stride();
+    if (case_.list_page_tokens == 0) return p;
+    p.wanted = wanted.data();
+    p.wanted_counts = wanted_counts.data();
+    p.wanted_stride = wanted_stride();
+    p.list_page_tokens = case_.list_page_tokens;
     return p;
   }
 
@@ -160,6 +181,10 @@ class RetrievalInput {
     return *std::max_element(case_.contexts.begin(), case_.contexts.end());
   }
   int64_t slots_stride() const { return case_.budget; }
+  int32_t wanted_stride() const {
+    return case_.wanted_stride > 0 ? case_.wanted_stride : MaxWantedPages(case_.budget);
+  }
+  int32_t num_home_pages() const { return num_home_pages_; }
   std::vector<ListsView>& views() { return views_; }
   std::vector<RetrievalRow>& rows() { return rows_; }
   int32_t NumLists(int64_t task) const {
@@ -176,6 +201,8 @@ class RetrievalInput {
   std::vector<int32_t> slots;
   std::vector<int32_t> positions;
   std::vector<int32_t> counts;
+  std::vector<WantedPage> wanted;
+  std::vector<int32_t> wanted_counts;
 
  private:
   void AddRow(int32_t context) {
@@ -221,9 +248,24 @@ class RetrievalInput {
     view.first_position = first;
     view.form = case_.form;
     if (partition == 1) view.members = Keep16(ShuffleMembers(tokens, offsets));
+    const bool is_tail = first > 0 && tokens < case_.segment_tokens;
+    if (case_.list_page_tokens > 0 && !is_tail) view.first_page = AddPages(offsets);
     view.offsets = Keep16(std::move(offsets));
     AddVectors(view);
     views_.push_back(view);
+  }
+
+  // Lists lie at home in any order, some pages of nobody between them.
+  const int32_t* AddPages(const std::vector<uint16_t>& offsets) {
+    std::vector<int32_t> order(offsets.size() - 1), first_page(offsets.size() - 1);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng_);
+    for (const int32_t i : order) {
+      first_page[i] = num_home_pages_ + static_cast<int32_t>(rng_() % 2);
+      num_home_pages_ =
+          first_page[i] + CeilDiv(offsets[i + 1] - offsets[i], case_.list_page_tokens);
+    }
+    return int32_.emplace_back(std::move(first_page)).data();
   }
 
   std::vector<uint16_t> ShuffleMembers(int32_t tokens, const std::vector<uint16_t>& offsets) {
@@ -293,8 +335,10 @@ class RetrievalInput {
   std::vector<ListsView> views_;
   std::vector<int32_t> view_begin_ = {0};
   int32_t max_lists_ = 0;
+  int32_t num_home_pages_ = 0;
   int64_t centroid_bytes_ = 0;
   std::deque<std::vector<uint16_t>> uint16_;
+  std::deque<std::vector<int32_t>> int32_;
   std::deque<std::vector<float>> float_;
   std::deque<std::vector<int8_t>> bytes_;
 };

@@ -26,7 +26,7 @@ using testing::Selected;
 RetrievePlan PlanOf(RetrievalInput& input, const RetrievalCase& c) {
   return PlanRetrieve(input.num_rows(), c.num_heads, c.num_selections, c.head_dim, c.form,
                       input.max_row_tokens(), input.max_lists(),
-                      static_cast<int32_t>(input.views().size()));
+                      static_cast<int32_t>(input.views().size()), c.list_page_tokens > 0);
 }
 
 // As RetrieveCuda; the workspace holds garbage before. Returns the second launch's report.
@@ -53,8 +53,10 @@ simt::LaunchReport RetrieveSimt(RetrievalInput& input, const ScoreListsParams& s
             "");
   const cuda::RetrieveKernelParams params =
       cuda::MakeRetrieveKernelParams(score, select, plan, workspace.data());
-  const simt::LaunchReport report = simt::Launch(cuda::SelectListsShape(plan.select), options,
-                                                 [&] { cuda::RetrieveKernel(params); });
+  const auto kernel =
+      select.wanted != nullptr ? &cuda::RetrieveKernel<true> : &cuda::RetrieveKernel<false>;
+  const simt::LaunchReport report =
+      simt::Launch(cuda::SelectListsShape(plan.select), options, [&] { kernel(params); });
   EXPECT_EQ(report.Errors(), "");
   return report;
 }

@@ -8,13 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <deque>
-#include <limits>
+#include <map>
 #include <numeric>
 #include <ostream>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "csrc/ops/retrieval/select_lists.h"
@@ -23,25 +21,40 @@
 namespace semkv::testing {
 
 inline constexpr int32_t kSelectPoison = 0x7fffffff;
+inline constexpr WantedPage kWantedPoison = {kSelectPoison, 0x7fffffffu};
 
 struct Selected {
   std::vector<int32_t> slots, positions, counts;  // poisoned where nothing was written
-  bool operator==(const Selected&) const = default;
+  std::vector<WantedPage> wanted;                 // likewise
+  std::vector<int32_t> wanted_counts;
+  bool operator==(const Selected& other) const {
+    return slots == other.slots && positions == other.positions && counts == other.counts &&
+           std::equal(wanted.begin(), wanted.end(), other.wanted.begin(), other.wanted.end(),
+                      SamePage) &&
+           wanted_counts == other.wanted_counts;
+  }
+
+  static bool SamePage(const WantedPage& a, const WantedPage& b) {
+    return a.home_page == b.home_page && a.tokens == b.tokens;
+  }
 };
 
 // GoogleTest would print bytes.
 inline void PrintTo(const Selected& selected, std::ostream* out) {
-  *out << ::testing::PrintToString(selected.counts);
+  *out << ::testing::PrintToString(selected.counts)
+       << ::testing::PrintToString(selected.wanted_counts);
 }
 
 inline void PoisonSelected(RetrievalInput& input) {
   std::fill(input.slots.begin(), input.slots.end(), kSelectPoison);
   std::fill(input.positions.begin(), input.positions.end(), kSelectPoison);
   std::fill(input.counts.begin(), input.counts.end(), kSelectPoison);
+  std::fill(input.wanted.begin(), input.wanted.end(), kWantedPoison);
+  std::fill(input.wanted_counts.begin(), input.wanted_counts.end(), kSelectPoison);
 }
 
 inline Selected SelectedOf(const RetrievalInput& input) {
-  return {input.slots, input.positions, input.counts};
+  return {input.slots, input.positions, input.counts, input.wanted, input.wanted_counts};
 }
 
 inline Selected SelectReference(RetrievalInput& input, const SelectListsParams& p) {
@@ -52,6 +65,54 @@ inline Selected SelectReference(RetrievalInput& input, const SelectListsParams& 
 
 inline Selected SelectReference(RetrievalInput& input) {
   return SelectReference(input, input.Select());
+}
+
+// A page of a list, and where the list stands in the order of the specification.
+struct PageOfList {
+  float key = 0;
+  const ListsView* view = nullptr;
+  int32_t list_id = 0;  // among all of the task
+  int32_t list = 0;
+  int32_t page = 0;
+};
+
+// By home page, all pages of a task's lists.
+inline std::map<int32_t, PageOfList> PagesOfTask(const SelectListsParams& p, int64_t task) {
+  std::map<int32_t, PageOfList> pages;
+  PageOfList at;
+  for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) {
+    at.view = &p.views[v];
+    for (at.list = 0; at.list < at.view->nlist; ++at.list, ++at.list_id) {
+      if (at.view->first_page == nullptr) continue;
+      at.key = p.keys[task * p.keys_stride + at.list_id];
+      const int32_t num_pages = CeilDiv(ListSize(*at.view, at.list), p.list_page_tokens);
+      for (at.page = 0; at.page < num_pages; ++at.page) {
+        EXPECT_TRUE(pages.emplace(at.view->first_page[at.list] + at.page, at).second);
+      }
+    }
+  }
+  return pages;
+}
+
+// Positions of everything that a task has taken, slots and pages, ascending; what is there twice
+// comes twice.
+inline std::vector<int32_t> TakenPositions(const SelectListsParams& p, int64_t task) {
+  const int32_t* const first = p.positions + task * p.slots_stride;
+  std::vector<int32_t> taken(first, first + p.counts[task]);
+  if (p.wanted == nullptr) return taken;
+  const std::map<int32_t, PageOfList> pages = PagesOfTask(p, task);
+  for (int32_t i = 0; i < p.wanted_counts[task]; ++i) {
+    const WantedPage& wanted = p.wanted[task * p.wanted_stride + i];
+    const PageOfList& at = pages.at(wanted.home_page);
+    for (int32_t bit = 0; bit < 32; ++bit) {
+      if ((wanted.tokens >> bit & 1) == 0) continue;
+      const int32_t member = at.page * p.list_page_tokens + bit;
+      EXPECT_TRUE(bit < p.list_page_tokens && member < ListSize(*at.view, at.list));
+      taken.push_back(MemberPosition(*at.view, at.list, member));
+    }
+  }
+  std::sort(taken.begin(), taken.end());
+  return taken;
 }
 
 // For every task, some of every seventh token: more than some budgets hold.
@@ -72,249 +133,6 @@ class EverySeventh {
   std::vector<AlwaysTaken> always;
 };
 
-// One row of one selection with lists given by hand. The slot of a position is 100 more.
-struct SmallSelectInput {
-  explicit SmallSelectInput(int32_t budget = 10) {
-    row.num_tokens = 64;
-    row.budget = budget;
-  }
-
-  // A view of `lists`, each a set of positions counted from 0.
-  SmallSelectInput& AddView(const std::vector<std::vector<uint16_t>>& lists) {
-    View view;
-    for (const std::vector<uint16_t>& list : lists) {
-      view.members.insert(view.members.end(), list.begin(), list.end());
-      view.offsets.push_back(static_cast<uint16_t>(view.members.size()));
-    }
-    views.push_back(std::move(view));
-    return *this;
-  }
-
-  // With outputs for `budget` tokens, poisoned, and eight more.
-  SelectListsParams Params() {
-    table.resize(std::max(row.num_tokens, 1));
-    std::iota(table.begin(), table.end(), 100);
-    row.block_table = table.data();
-    list_views.clear();
-    for (const View& from : views) {
-      ListsView view;
-      view.nlist = static_cast<int32_t>(from.offsets.size()) - 1;
-      view.partition = static_cast<int32_t>(list_views.size()) % 2;
-      view.first_position = from.first_position;
-      view.offsets = from.offsets.data();
-      view.members = from.is_range ? nullptr : from.members.data();
-      view.excluded = from.excluded.data();
-      view.num_excluded = static_cast<int32_t>(from.excluded.size());
-      list_views.push_back(view);
-    }
-    view_begin = {0, static_cast<int32_t>(list_views.size())};
-    always_taken = {always.data(), static_cast<int32_t>(always.size())};
-    slots.assign(row.budget + 8, kSelectPoison);
-    positions = slots;
-    count = kSelectPoison;
-    SelectListsParams p;
-    p.num_rows = p.num_selections = p.heads_per_selection = p.page_tokens = 1;
-    p.rows = &row;
-    p.views = list_views.data();
-    p.view_begin = view_begin.data();
-    p.always = always.empty() ? nullptr : &always_taken;
-    p.keys = keys.data();
-    p.keys_stride = static_cast<int64_t>(keys.size());
-    p.slots = slots.data();
-    p.positions = positions.data();
-    p.counts = &count;
-    p.slots_stride = row.budget;
-    return p;
-  }
-
-  // What the outputs of Params() hold, which must be `expected` and poison behind.
-  void ExpectSelected(const std::vector<int32_t>& expected) const {
-    ASSERT_EQ(count, static_cast<int32_t>(expected.size()));
-    for (size_t k = 0; k < positions.size(); ++k) {
-      const int32_t position = k < expected.size() ? expected[k] : kSelectPoison;
-      EXPECT_EQ(positions[k], position);
-      EXPECT_EQ(slots[k], position == kSelectPoison ? kSelectPoison : 100 + position);
-    }
-  }
-
-  struct View {
-    int32_t first_position = 0;
-    bool is_range = false;
-    std::vector<uint16_t> offsets = {0};
-    std::vector<uint16_t> members, excluded;
-  };
-
-  RetrievalRow row;
-  std::vector<View> views;
-  std::vector<float> keys;
-  std::vector<int32_t> always;
-
-  std::vector<int32_t> table, view_begin, slots, positions;
-  std::vector<ListsView> list_views;
-  AlwaysTaken always_taken;
-  int32_t count = 0;
-};
-
-struct SmallSelectCase {
-  std::string name;
-  SmallSelectInput input;
-  std::vector<int32_t> expected;
-};
-
-inline void PrintTo(const SmallSelectCase& c, std::ostream* out) { *out << c.name; }
-
-class SmallSelectTable {
- public:
-  std::vector<SmallSelectCase> Take() {
-    AddTrim();
-    AddBudgets();
-    AddOrder();
-    AddPassedOver();
-    AddMassTargets();
-    AddAlways();
-    return std::move(cases_);
-  }
-
- private:
-  void Add(const std::string& name, SmallSelectInput input, std::vector<float> keys,
-           std::vector<int32_t> expected) {
-    input.keys = std::move(keys);
-    cases_.push_back({name, std::move(input), std::move(expected)});
-  }
-
-  void AddTrim() {
-    SmallSelectInput greater = SmallSelectInput(3).AddView({{2, 10, 20, 30, 40}});
-    Add("KeepsTheMostRecentMembersOfAListGreaterThanTheBudget", greater, {1}, {20, 30, 40});
-    greater.row.trim = TrimKeep::kEarliest;
-    Add("KeepsTheEarliestMembersOfAListGreaterThanTheBudget", greater, {1}, {2, 10, 20});
-    std::vector<uint16_t> all(64);
-    std::iota(all.begin(), all.end(), uint16_t{0});
-    SmallSelectInput giant = SmallSelectInput(6).AddView({all});
-    giant.row.num_sinks = 1;
-    giant.row.num_recent = 2;
-    Add("TrimsOneGiantListAroundWhatIsTaken", giant, {1}, {0, 59, 60, 61, 62, 63});
-    giant.views[0].is_range = true;
-    Add("TrimsOneGiantRangeAroundWhatIsTaken", giant, {1}, {0, 59, 60, 61, 62, 63});
-    giant.row.trim = TrimKeep::kEarliest;
-    Add("TrimsOneGiantRangeFromItsEnd", giant, {1}, {0, 1, 2, 3, 62, 63});
-  }
-
-  void AddBudgets() {
-    const std::vector<std::pair<int32_t, std::vector<int32_t>>> expected = {
-        {0, {}},
-        {1, {5}},
-        {2, {4, 5}},
-        {4, {4, 5, 6, 7}},
-        {5, {3, 4, 5, 6, 7}},
-        {7, {1, 2, 3, 4, 5, 6, 7}},
-        {8, {1, 2, 3, 4, 5, 6, 7}}};
-    for (const auto& [budget, positions] : expected) {
-      Add("FillsABudgetOf" + std::to_string(budget),
-          SmallSelectInput(budget).AddView({{1, 2, 3}, {4, 5}, {6, 7}}), {.1f, .3f, .2f},
-          positions);
-    }
-    SmallSelectInput few = SmallSelectInput(20).AddView({{5, 6}, {7}});
-    few.row.num_sinks = 2;
-    few.row.num_recent = 3;
-    Add("WritesNothingBeyondTheCountWhenListsDoNotSuffice", few, {.5f, .5f},
-        {0, 1, 5, 6, 7, 61, 62, 63});
-    SmallSelectInput full = SmallSelectInput(5).AddView({{5, 6}, {7}});
-    full.row.num_sinks = 2;
-    full.row.num_recent = 3;
-    Add("TakesNoListWhenSinksAndRecentFillTheBudget", full, {.5f, .5f}, {0, 1, 61, 62, 63});
-    SmallSelectInput empty = SmallSelectInput().AddView({});
-    empty.row.num_tokens = 0;
-    Add("SelectsNothingOfNoTokens", empty, {}, {});
-    SmallSelectInput one = SmallSelectInput().AddView({{0}});
-    one.row.num_tokens = 1;
-    Add("SelectsTheOneTokenOfARow", one, {.5f}, {0});
-    one.row.num_sinks = 16;
-    one.row.num_recent = 64;
-    Add("SelectsTheOneTokenOfARowOnce", one, {.5f}, {0});
-    // The sinks cover the first lists of both partitions, so that twice the budget is not enough.
-    SmallSelectInput sunk = SmallSelectInput().AddView({{0, 1, 2, 3}, {4, 5, 6, 7}, {20, 21}});
-    sunk.row.num_sinks = 8;
-    Add("GoesOnBelowTheThresholdWhenBestListsWereTakenBefore", sunk, {8, 4, .001f},
-        {0, 1, 2, 3, 4, 5, 6, 7, 20, 21});
-    Add("GoesOnBelowSixteenOctaves", sunk, {8, 4, 1e-30f}, {0, 1, 2, 3, 4, 5, 6, 7, 20, 21});
-  }
-
-  void AddOrder() {
-    Add("BreaksTiesByListId", SmallSelectInput(2).AddView({{9}, {8}, {7}}).AddView({{6}}),
-        {.25f, .5f, .25f, .25f}, {8, 9});
-    Add("TellsNeighbouringKeysApart", SmallSelectInput(2).AddView({{9}, {8}, {7}}).AddView({{6}}),
-        {.25f, std::nextafter(.25f, 1.0f), .25f, std::nextafter(.25f, 1.0f)}, {6, 8});
-    Add("TakesATokenOfTwoListsOnce",
-        SmallSelectInput(5).AddView({{0, 1, 2}, {3, 4, 5}}).AddView({{2, 3}, {0, 1, 4, 5}}),
-        {.4f, .1f, .3f, .2f}, {0, 1, 2, 3, 5});
-    Add("TakesEqualListsOnce",
-        SmallSelectInput(4).AddView({{0, 1, 2}, {3, 4, 5}}).AddView({{0, 1, 2}, {3, 4, 5}}),
-        {.4f, .1f, .4f, .1f}, {0, 1, 2, 5});
-  }
-
-  void AddPassedOver() {
-    SmallSelectInput beyond = SmallSelectInput().AddView({{28, 29, 30, 31}, {5}});
-    beyond.row.num_tokens = 30;
-    Add("PassesOverMembersBeyondTheContext", beyond, {2, 1}, {5, 28, 29});
-    beyond.views[0].is_range = true;
-    beyond.views[0].first_position = 27;  // lists [27, 31) and [31, 32)
-    Add("PassesOverARangeBeyondTheContext", beyond, {2, 1}, {27, 28, 29});
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-    const std::vector<float> keys = {-1.0f, kNan, 0.0f, kInfinity, -0.0f, -kInfinity, -kNan};
-    for (const int32_t budget : {10, 2}) {
-      Add("NeverTakesAListWithoutAKeyIntoABudgetOf" + std::to_string(budget),
-          SmallSelectInput(budget).AddView({{1}, {2}, {3}, {4}, {5}, {6}, {7}}), keys,
-          budget == 10 ? std::vector<int32_t>{3, 4, 5} : std::vector<int32_t>{3, 4});
-    }
-    Add("PassesOverEmptyLists", SmallSelectInput(2).AddView({{}, {1}, {}, {2}, {}}).AddView({}),
-        {3, 1, 2, 1, .5f}, {1, 2});
-    SmallSelectInput excluded = SmallSelectInput(6).AddView({{0, 1, 2, 3}, {4, 5, 6, 7}});
-    excluded.AddView({{0, 1, 2, 3, 4}, {5, 6, 7}});
-    excluded.row.num_sinks = 2;
-    excluded.row.num_recent = 2;
-    excluded.views[0].excluded = {1, 3, 63, 5};
-    excluded.views[1].excluded = {1, 3, 63, 5, 64};
-    Add("NeverTakesWhatIsExcluded", excluded, {.1f, .2f, .3f, .4f}, {0, 2, 4, 6, 7, 62});
-  }
-
-  void AddMassTargets() {
-    SmallSelectInput input = SmallSelectInput(40).AddView({{0, 1}, {2, 3}, {4, 5}, {6, 7}});
-    const std::vector<float> keys = {.25f, .125f, .0625f, .0625f};  // masses .5, .25, .125, .125
-    const std::vector<int32_t> expected = {0, 1, 2, 3, 4, 5, 6, 7};
-    int number = 0;
-    for (const auto& [target, count] : std::vector<std::pair<float, int>>{
-             {.5f, 2}, {.51f, 4}, {.75f, 4}, {.875f, 6}, {.99f, 8}}) {
-      input.row.mass_target = target;
-      Add("StopsAtTheMassTarget" + std::to_string(number++), input, keys,
-          {expected.begin(), expected.begin() + count});
-    }
-    // A token that was taken before, or that a better list has, counts no mass.
-    SmallSelectInput shared = SmallSelectInput(40).AddView({{0, 1}, {2, 3}, {4, 5}});
-    shared.AddView({{0, 2}, {1, 3}});
-    shared.row.num_sinks = 1;
-    shared.row.mass_target = .5f;
-    Add("CountsTheMassOfNewTokensOnly", shared, {.25f, .0625f, .125f, .1875f, .01f},
-        {0, 1, 2, 4, 5});
-  }
-
-  void AddAlways() {
-    SmallSelectInput input = SmallSelectInput(6).AddView({{10, 11}, {12, 13}});
-    input.row.num_sinks = 1;
-    input.row.num_recent = 1;
-    input.always = {40, 0, 30, 40, 50, 63};
-    Add("TakesWhatIsAlwaysTakenBeforeLists", input, {1, 2}, {0, 13, 30, 40, 50, 63});
-    input.row.budget = 4;
-    Add("LeavesOutWhatDoesNotFitTheBudget", input, {1, 2}, {0, 30, 40, 63});
-    input.views[0].excluded = {30};
-    Add("NeverTakesWhatIsExcludedEvenAlways", input, {1, 2}, {0, 40, 50, 63});
-  }
-
-  std::vector<SmallSelectCase> cases_;
-};
-
-inline std::vector<SmallSelectCase> SmallSelectCases() { return SmallSelectTable().Take(); }
-
 inline RetrievalCase RandomSelectCase(std::mt19937_64& rng) {
   RetrievalCase c;
   c.head_dim = 16;
@@ -328,6 +146,8 @@ inline RetrievalCase RandomSelectCase(std::mt19937_64& rng) {
   c.num_recent = rng() % 80;
   c.budget = c.num_sinks + c.num_recent + rng() % 700;
   c.mass_target = rng() % 4 == 0 ? 0.3f : 0.0f;
+  c.list_page_tokens = rng() % 2 == 0 ? 0 : 1 << rng() % 6;
+  c.wanted_stride = rng() % 3 == 0 ? 1 + static_cast<int32_t>(rng() % 60) : 0;
   c.contexts.assign(1 + rng() % 4, 0);
   for (int32_t& context : c.contexts) context = 1 + rng() % 3000;
   return c;

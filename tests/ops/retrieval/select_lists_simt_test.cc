@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -14,6 +15,7 @@
 #include "tests/ops/retrieval/score_lists_cases.h"
 #include "tests/ops/retrieval/select_cases.h"
 #include "tests/ops/retrieval/simt_buffers.h"
+#include "tests/ops/retrieval/small_select_cases.h"
 #include "tests/simt/launch.h"
 #include "tests/testing/random.h"
 
@@ -40,7 +42,8 @@ SelectListsPlan TightPlan(const SelectListsParams& p) {
     max_lists = std::max(max_lists, lists);
     max_views = std::max(max_views, p.view_begin[task + 1] - p.view_begin[task]);
   }
-  return PlanSelectLists(p.num_rows, p.num_selections, max_row_tokens, max_lists, max_views);
+  return PlanSelectLists(p.num_rows, p.num_selections, max_row_tokens, max_lists, max_views,
+                         {p.wanted != nullptr});
 }
 
 // The same with lists in the workspace, though they fit shared memory.
@@ -77,8 +80,10 @@ simt::LaunchReport SelectSimt(const SelectListsParams& p, const SelectListsPlan&
   options.buffers = Buffers(p, workspace);
   const cuda::SelectListsKernelParams kernel_params =
       cuda::MakeSelectListsKernelParams(p, plan, workspace.data());
-  const simt::LaunchReport report = simt::Launch(cuda::SelectListsShape(plan), options,
-                                                 [&] { cuda::SelectListsKernel(kernel_params); });
+  const auto kernel =
+      p.wanted != nullptr ? &cuda::SelectListsKernel<true> : &cuda::SelectListsKernel<false>;
+  const simt::LaunchReport report =
+      simt::Launch(cuda::SelectListsShape(plan), options, [&] { kernel(kernel_params); });
   EXPECT_EQ(report.Errors(), "");
   return report;
 }
@@ -101,6 +106,7 @@ TEST_P(SmallSelectSimtTest, SelectsWhatIsExpected) {
     const SelectListsParams p = input.Params();
     SelectSimt(p, in_workspace ? PlanWithWorkspace(p) : TightPlan(p), 1);
     input.ExpectSelected(GetParam().expected);
+    input.ExpectPages(GetParam().expected_pages);
   }
 }
 
@@ -202,6 +208,35 @@ TEST(SelectListsSimtTest, ListsGreaterThanAWindow) {
   }
 }
 
+// Windows end where pages do, wherever the list's last page does.
+TEST(SelectListsSimtTest, PagesOfListsGreaterThanAWindow) {
+  for (const int32_t size : {4064, 4065, 8128, 8129, 9000, 9031}) {
+    for (const TrimKeep trim : {TrimKeep::kMostRecent, TrimKeep::kEarliest}) {
+      SCOPED_TRACE(std::to_string(size) + (trim == TrimKeep::kEarliest ? " earliest" : ""));
+      std::vector<uint16_t> all(size);
+      std::iota(all.begin(), all.end(), uint16_t{0});
+      SmallSelectInput input = SmallSelectInput(size - 100).AddView({all}, {5});
+      input.AddView({{8, 40, 41}});
+      input.keys = {1, 2};
+      input.row.num_tokens = size - 3;
+      input.row.num_sinks = 7;
+      input.row.trim = trim;
+      input.list_page_tokens = 32;
+      input.wanted_stride = size == 9000 ? 200 : 400;
+      const SelectListsParams p = input.Params();
+      SelectListsReference(p);
+      const std::vector<WantedPage> expected(input.wanted.begin(),
+                                             input.wanted.begin() + input.wanted_count);
+      const std::vector<int32_t> positions(input.positions.begin(),
+                                           input.positions.begin() + input.count);
+      SelectSimt(input.Params(), TightPlan(p), 1);
+      input.ExpectSelected(positions);
+      input.ExpectPages(expected);
+      EXPECT_EQ(expected.size() == 200, size == 9000);
+    }
+  }
+}
+
 // All keys equal, or a unit of the last place apart: bins narrow down to single lists.
 TEST(SelectListsSimtTest, TiesOfMoreListsThanFitAWindow) {
   for (const uint32_t distance : {0, 1, 300}) {
@@ -216,14 +251,17 @@ TEST(SelectListsSimtTest, TiesOfMoreListsThanFitAWindow) {
 }
 
 TEST(SelectListsSimtTest, DoesNotDependOnTheSchedule) {
-  RetrievalCase c;
-  c.contexts = {3000};
-  c.num_heads = c.num_selections = 1;
-  RetrievalInput input(c, 2);
-  std::mt19937_64 rng(2);
-  testing::SetRandomKeys(rng, input);
-  const Selected expected = SelectReference(input);
-  for (const uint64_t seed : {1, 2, 3, 4, 5, 6}) EXPECT_EQ(SelectSimt(input, seed), expected);
+  for (const int32_t list_page_tokens : {0, 16}) {
+    RetrievalCase c;
+    c.contexts = {3000};
+    c.num_heads = c.num_selections = 1;
+    c.list_page_tokens = list_page_tokens;
+    RetrievalInput input(c, 2);
+    std::mt19937_64 rng(2);
+    testing::SetRandomKeys(rng, input);
+    const Selected expected = SelectReference(input);
+    for (const uint64_t seed : {1, 2, 3, 4, 5, 6}) EXPECT_EQ(SelectSimt(input, seed), expected);
+  }
 }
 
 TEST(SelectListsSimtTest, LooseBoundsAndNoPositionsChangeNothing) {
@@ -284,6 +322,55 @@ TEST(SelectListsSimtTest, MovesAtMostATenthMoreThanItMust) {
   RecordProperty("lists", std::to_string(lists));
 }
 
+// With pages: one and the home page that its list begins in for every page, a view's address of
+// these for each view, and slots of ends alone.
+TEST(SelectListsSimtTest, MovesAtMostATenthMoreThanItMustWithPages) {
+  if (!simt::kMemoryHooks) GTEST_SKIP() << "no traffic is counted in this build";
+  RetrievalCase c;
+  c.contexts = {131072};
+  c.num_heads = c.num_selections = 1;
+  c.head_dim = 16;
+  c.segment_tokens = 8192;
+  c.budget = 2048;
+  c.list_page_tokens = 16;
+  RetrievalInput input(c, 9);
+  ScoreListsReference(input.Score());
+  const Selected expected = SelectReference(input);
+  SelectListsParams p = input.Select();
+  p.positions = nullptr;
+  testing::PoisonSelected(input);
+  const simt::LaunchReport report = SelectSimt(p, TightPlan(p), 1);
+  EXPECT_EQ(input.counts, expected.counts);
+  EXPECT_EQ(expected.counts[0], c.num_sinks + c.num_recent);
+  const int64_t lists = input.max_lists(), pages = expected.wanted_counts[0];
+  const int64_t floor = 6 * lists + 2 * int64_t{c.budget} + 4 * int64_t{expected.counts[0]} +
+                        (8 + 4) * pages + 8 * static_cast<int64_t>(input.views().size());
+  EXPECT_LE(report.Bytes(), 1.1 * floor);
+  RecordProperty("over_floor", std::to_string(1.0 * report.Bytes() / floor));
+  RecordProperty("pages", std::to_string(pages));
+}
+
+TEST(SelectListsSimtTest, PagesThatCannotBeServedAreRefused) {
+  SmallSelectInput input = testing::SmallSelectCases()[0].input;
+  input.list_page_tokens = 32;
+  SelectListsParams p = input.Params();
+  const SelectListsPlan plan = PlanSelectLists(1, 1, 64, 1, 1, {true});
+  EXPECT_TRUE(cuda::SelectListsCudaServes(p, plan));
+  EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, 64, 1, 1)));
+  EXPECT_TRUE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, 580000, 1, 64, {true})));
+  EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, 1 << 20, 1, 64, {true})));
+  for (const int32_t tokens : {-1, 0, 12, 64}) {
+    p.list_page_tokens = tokens;
+    EXPECT_FALSE(cuda::SelectListsCudaServes(p, plan)) << tokens;
+  }
+  p = input.Params();
+  p.wanted_stride = -1;
+  EXPECT_FALSE(cuda::SelectListsCudaServes(p, plan));
+  p = input.Params();
+  p.wanted_counts = nullptr;
+  EXPECT_FALSE(cuda::SelectListsCudaServes(p, plan));
+}
+
 TEST(SelectListsSimtTest, BoundsThatAreTooGreatAreRefused) {
   SmallSelectInput input = testing::SmallSelectCases()[0].input;
   SelectListsParams p = input.Params();
@@ -291,6 +378,13 @@ TEST(SelectListsSimtTest, BoundsThatAreTooGreatAreRefused) {
   EXPECT_EQ(SelectListsCudaWorkspaceBytes(PlanSelectLists(1, 1, 1 << 17, 9400, 64)), 0u);
   EXPECT_EQ(SelectListsCudaWorkspaceBytes(PlanSelectLists(2, 3, 1 << 20, 75001, 256)),
             6u * 75008 * 8);
+  // An sm_80 has less: there the lists go to the workspace, and no room is left for 2^20 tokens.
+  const SelectLimits sm_80 = {false, 163 * 1024 - kSelectStaticSharedBytes};
+  EXPECT_EQ(SelectListsCudaWorkspaceBytes(PlanSelectLists(1, 1, 1 << 17, 9400, 64, sm_80)),
+            9408u * 8);
+  EXPECT_EQ(SelectListsCudaWorkspaceBytes(PlanSelectLists(1, 1, 1 << 17, 8000, 64, sm_80)), 0u);
+  EXPECT_TRUE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, 600000, 75000, 256, sm_80)));
+  EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, 1 << 20, 10, 256, sm_80)));
   EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(2, 1, 64, 1, 1)));
   EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 2, 64, 1, 1)));
   EXPECT_FALSE(cuda::SelectListsCudaServes(p, PlanSelectLists(1, 1, (1 << 20) + 1, 1, 1)));

@@ -3,15 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
 #include "tests/ops/retrieval/each_target.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/ops/retrieval/select_cases.h"
+#include "tests/ops/retrieval/small_select_cases.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
@@ -79,14 +83,14 @@ TEST_P(RetrieveCaseTest, EqualsScoreThenSelect) {
 
 TEST_P(RetrieveCaseTest, FillsTheBudgetWithoutATokenTwice) {
   RetrievalCase c = GetParam();
-  if (c.mass_target > 0) GTEST_SKIP() << "stops before the budget";
+  if (c.mass_target > 0 || c.wanted_stride > 0) GTEST_SKIP() << "stops before the budget";
   RetrievalInput input(c, 3);
-  const Selected selected = RetrieveSelected(input, 1);
+  RetrieveSelected(input, 1);
   for (int64_t task = 0; task < input.num_tasks(); ++task) {
     const int32_t context = c.contexts[task / c.num_selections];
-    EXPECT_EQ(selected.counts[task], std::min(c.budget, context));
-    const int32_t* const positions = selected.positions.data() + task * input.slots_stride();
-    for (int32_t k = 1; k < selected.counts[task]; ++k) ASSERT_LT(positions[k - 1], positions[k]);
+    const std::vector<int32_t> taken = testing::TakenPositions(input.Select(), task);
+    EXPECT_EQ(static_cast<int32_t>(taken.size()), std::min(c.budget, context));
+    for (size_t k = 1; k < taken.size(); ++k) ASSERT_LT(taken[k - 1], taken[k]);
   }
 }
 
@@ -124,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, RetrieveCaseTest, ::testing::ValuesIn(RetrievalC
 // Float rounding may exchange lists whose keys differ by less than 1e-5 of the cut, no others.
 TEST(RetrieveTest, DiffersFromTheReferenceOnlyAtTheCut) {
   for (const RetrievalCase& c : RetrievalCases()) {
-    if (c.mass_target > 0) continue;
+    if (c.mass_target > 0 || c.list_page_tokens > 0) continue;
     SCOPED_TRACE(c.name);
     RetrievalInput input(c, 4);
     const Selected host = RetrieveSelected(input, 1);
@@ -164,6 +168,7 @@ TEST_P(SmallSelectTest, SelectsWhatIsExpected) {
   SmallSelectInput input = GetParam().input;
   SelectListsReference(input.Params());
   input.ExpectSelected(GetParam().expected);
+  input.ExpectPages(GetParam().expected_pages);
   ForEachTarget([&] {
     const SelectListsParams p = input.Params();
     ThreadPool pool(1);
@@ -171,6 +176,7 @@ TEST_P(SmallSelectTest, SelectsWhatIsExpected) {
         input.row.num_tokens, static_cast<int32_t>(input.keys.size()), 1));
     SelectListsHost(p, workspace.data(), workspace.size(), pool);
     input.ExpectSelected(GetParam().expected);
+    input.ExpectPages(GetParam().expected_pages);
   });
 }
 
@@ -195,6 +201,98 @@ TEST(SelectListsTest, EqualsTheReferenceOnRandomKeysWithTies) {
     SetRandomKeys(rng, input);
     const Selected expected = SelectReference(input);
     ForEachTarget([&] { EXPECT_EQ(SelectHost(input, 2), expected); });
+  }
+}
+
+// What select_lists must write with pages, told from what it writes without.
+void ExpectPagesOfWhatSlotsAloneHave(RetrievalInput& input, const RetrievalCase& c) {
+  const SelectListsParams p = input.Select();
+  SelectListsParams without = p;
+  without.wanted = nullptr;
+  SelectReference(input, without);
+  std::vector<std::vector<int32_t>> expected;
+  for (int64_t task = 0; task < input.num_tasks(); ++task) {
+    expected.push_back(testing::TakenPositions(without, task));
+  }
+  SelectHost(input, 1);
+  for (int64_t task = 0; task < input.num_tasks(); ++task) {
+    SCOPED_TRACE("task " + std::to_string(task));
+    const std::vector<int32_t> taken = testing::TakenPositions(p, task);
+    const int32_t count = p.wanted_counts[task];
+    if (count < p.wanted_stride) {
+      EXPECT_EQ(taken, expected[task]);
+    } else {  // a part: no token twice, none that is not there
+      EXPECT_TRUE(std::adjacent_find(taken.begin(), taken.end()) == taken.end());
+      EXPECT_TRUE(
+          std::includes(expected[task].begin(), expected[task].end(), taken.begin(), taken.end()));
+    }
+    const std::map<int32_t, testing::PageOfList> pages = testing::PagesOfTask(p, task);
+    for (int32_t i = 0; i < count; ++i) {
+      const WantedPage& wanted = p.wanted[task * p.wanted_stride + i];
+      EXPECT_NE(wanted.tokens, 0u);
+      if (i == 0) continue;
+      const testing::PageOfList& before = pages.at((&wanted)[-1].home_page);
+      const testing::PageOfList& at = pages.at(wanted.home_page);
+      if (before.list_id == at.list_id) {
+        EXPECT_EQ(before.page < at.page, c.trim == TrimKeep::kEarliest);
+        EXPECT_NE(before.page, at.page);
+      } else {
+        EXPECT_TRUE(before.key > at.key || (before.key == at.key && before.list_id < at.list_id));
+      }
+    }
+  }
+}
+
+TEST(SelectListsTest, PagesAndSlotsAreTogetherWhatSlotsAreAlone) {
+  const uint64_t seed = TestSeed(6);
+  SEMKV_TRACE_SEED(seed);
+  std::mt19937_64 rng(seed);
+  for (int round = 0; round < 60 * SoakFactor(); ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    RetrievalCase c = RandomSelectCase(rng);
+    c.list_page_tokens = 1 << rng() % 6;
+    c.segment_tokens = 100 + static_cast<int32_t>(rng() % 2000);
+    RetrievalInput input(c, rng());
+    SetRandomKeys(rng, input);
+    ExpectPagesOfWhatSlotsAloneHave(input, c);
+  }
+}
+
+// Of fewer pages a selection has the first, with the same tokens.
+TEST(SelectListsTest, FewerPagesAreTheFirstOfMore) {
+  RetrievalCase c;
+  c.contexts = {3000};
+  c.num_heads = c.num_selections = 1;
+  c.list_page_tokens = 8;
+  RetrievalInput input(c, 10);
+  ScoreListsReference(input.Score());
+  SelectReference(input);
+  const int32_t most = input.wanted_counts[0];
+  ASSERT_GT(most, 40);
+  const std::vector<WantedPage> all(input.wanted.begin(), input.wanted.begin() + most);
+  for (const int32_t stride : {0, 1, 2, 39, most - 1, most, most + 1}) {
+    SCOPED_TRACE(stride);
+    SelectListsParams p = input.Select();
+    p.wanted_stride = stride;
+    SelectReference(input, p);
+    ASSERT_EQ(input.wanted_counts[0], std::min(stride, most));
+    EXPECT_TRUE(std::equal(input.wanted.begin(), input.wanted.begin() + std::min(stride, most),
+                           all.begin(), Selected::SamePage));
+  }
+}
+
+TEST(SelectListsTest, TheMostWantedPagesAreWhatResolveTakes) {
+  for (const auto& [budget, pages] :
+       std::vector<std::pair<int32_t, int32_t>>{{-1, 4},
+                                                {0, 4},
+                                                {1, 4},
+                                                {4, 4},
+                                                {5, 8},
+                                                {2047, 2048},
+                                                {2048, 2048},
+                                                {2049, 2048},
+                                                {std::numeric_limits<int32_t>::max(), 2048}}) {
+    EXPECT_EQ(MaxWantedPages(budget), pages);
   }
 }
 

@@ -59,6 +59,9 @@ inline void AddSelectOutputs(const SelectListsParams& p, BufferList& list) {
   list.Add("slots", p.slots, NumTasks(p) * p.slots_stride, simt::Access::kReadWrite);
   list.Add("positions", p.positions, NumTasks(p) * p.slots_stride, simt::Access::kReadWrite);
   list.Add("counts", p.counts, NumTasks(p), simt::Access::kReadWrite);
+  if (p.wanted == nullptr) return;
+  list.Add("wanted", p.wanted, NumTasks(p) * p.wanted_stride, simt::Access::kReadWrite);
+  list.Add("wanted counts", p.wanted_counts, NumTasks(p), simt::Access::kReadWrite);
 }
 
 // What selection reads and scoring does not. Tasks have their `always` positions from one array.
@@ -72,6 +75,7 @@ inline void AddSelectOnlyInputs(const SelectListsParams& p, BufferList& list) {
     const std::string at = std::to_string(v);
     list.Add("members " + at, view.members, view.offsets[view.nlist]);
     list.Add("excluded " + at, view.excluded, view.num_excluded);
+    if (p.wanted != nullptr) list.Add("first page " + at, view.first_page, view.nlist);
   }
   if (p.always == nullptr) return;
   int32_t most = 0;
