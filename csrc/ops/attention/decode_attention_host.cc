@@ -192,6 +192,9 @@ const char* ViewUnsupported(const KvView& view) {
       (view.page_tokens & (view.page_tokens - 1)) != 0) {
     return "page_tokens is not a power of two in [1, 1024]";
   }
+  if (view.dtype == DType::kFloat8E4M3) {
+    return "dtype of K and V is float8 e4m3, which is served on a device only";
+  }
   if (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat16 &&
       view.dtype != DType::kBFloat16) {
     return "dtype of K and V is not float32, float16 or bfloat16";

@@ -101,8 +101,9 @@ __global__ void __launch_bounds__(kStageKeysThreads)
 // Host only.
 inline bool StageKeysIsServed(const StageKeysParams& p) {
   const int32_t d = p.head_dim;
-  return p.dtype != DType::kFloat32 && (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) &&
-         p.num_tokens >= 0 && p.num_tokens <= kStageKeysMaxTokens && p.page_tokens > 0 &&
+  return (p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16) &&
+         (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) && p.num_tokens >= 0 &&
+         p.num_tokens <= kStageKeysMaxTokens && p.page_tokens > 0 &&
          (p.page_tokens & (p.page_tokens - 1)) == 0;
 }
 

@@ -25,6 +25,8 @@ inline const char* DTypeName(DType dtype) {
       return "fp16";
     case DType::kBFloat16:
       return "bf16";
+    case DType::kFloat8E4M3:
+      return "e4m3";
     case DType::kFloat32:
       break;
   }
