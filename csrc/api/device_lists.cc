@@ -189,7 +189,7 @@ absl::Status DeviceListBuilder::Stage(int32_t first, int32_t num_layers) {
   params.num_layers = num_layers;
   params.num_kv_heads = source_.num_kv_heads;
   params.head_dim = source_.head_dim;
-  params.dtype = dtype_;
+  params.pool_dtype = params.dtype = dtype_;
   params.page_tokens = source_.layers[0].page_tokens;
   params.pages = arrays_.pages;
   params.first = lists_.first - first_page_ * params.page_tokens;

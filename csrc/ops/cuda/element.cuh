@@ -45,6 +45,11 @@ __device__ inline ElementBits<kTo> ConvertElement(ElementBits<kFrom> bits) {
 
 #ifdef SEMKV_SIMT
 
+__device__ inline uint32_t Float16PairFromE4M3(uint32_t pair) {
+  return Float16FromFloat(FloatFromE4M3(static_cast<uint8_t>(pair))) |
+         uint32_t{Float16FromFloat(FloatFromE4M3(static_cast<uint8_t>(pair >> 8)))} << 16;
+}
+
 __device__ inline uint16_t PackE4M3(float low, float high) {
   return static_cast<uint16_t>(E4M3FromFloat(low) | E4M3FromFloat(high) << 8);
 }
@@ -57,6 +62,24 @@ __device__ inline void UnpackPair(uint32_t pair, float& low, float& high) {
 }
 
 #else
+
+// The two numbers of e4m3 in the low half of `pair` as two of float16: exact. NaN stays NaN, but
+// not which.
+__device__ __forceinline__ uint32_t Float16PairFromE4M3(uint32_t pair) {
+  uint32_t halves;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
+#else
+  // As a float16 with the same fields it is 2^-8 times the number, subnormal ones too. Where all of
+  // them are ones the sum carries to bit 14.
+  const uint32_t bytes = (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;
+  const uint32_t magnitude = (bytes & 0x7f007f00u) >> 1;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(halves) : "r"(magnitude), "r"(0x5c005c00u));
+  halves |= bytes & 0x80008000u;
+  halves |= ((magnitude + 0x00800080u) >> 14 & 0x00010001u) * 0x7e00u;
+#endif
+  return halves;
+}
 
 // Two numbers as e4m3, with the bits of E4M3FromFloat.
 __device__ __forceinline__ uint16_t PackE4M3(float low, float high) {
