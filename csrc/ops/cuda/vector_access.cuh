@@ -11,6 +11,10 @@ struct alignas(16) Vec16 {
   uint32_t words[4];
 };
 
+struct alignas(8) Vec8 {
+  uint32_t words[2];
+};
+
 #ifdef SEMKV_SIMT
 
 // One access of 16 bytes to the compiler too: it would split a struct into its members.
@@ -24,6 +28,13 @@ __device__ inline Vec16 LoadStreaming(const void* p) {
 __device__ inline Vec16 LoadAhead(const void* p) { return LoadStreaming(p); }
 
 __device__ inline Vec16 Load(const void* p) { return LoadStreaming(p); }
+
+typedef uint32_t Vec8Access __attribute__((vector_size(8), may_alias));
+
+__device__ inline Vec8 Load8(const void* p) {
+  const Vec8Access x = *static_cast<const Vec8Access*>(p);
+  return {{x[0], x[1]}};
+}
 
 __device__ inline void Store(void* p, const Vec16& x) {
   *static_cast<Vec16Access*>(p) = Vec16Access{x.words[0], x.words[1], x.words[2], x.words[3]};
@@ -57,6 +68,12 @@ __device__ __forceinline__ Vec16 LoadAhead(const void* p) {
 __device__ __forceinline__ Vec16 Load(const void* p) {
   const uint4 x = *static_cast<const uint4*>(p);
   return {{x.x, x.y, x.z, x.w}};
+}
+
+// p: 8-byte aligned.
+__device__ __forceinline__ Vec8 Load8(const void* p) {
+  const uint2 x = *static_cast<const uint2*>(p);
+  return {{x.x, x.y}};
 }
 
 // p: 16-byte aligned.
