@@ -1,5 +1,5 @@
-// Decode attention of a layer of Llama-3-8B's shape in bfloat16, dense and over slots that lie
-// scattered, and the merging of its results.
+// Decode attention of a layer of Llama-3-8B's shape in bfloat16 and over pools of float8 e4m3,
+// dense and over slots that lie scattered, and the merging of its results.
 
 #include <algorithm>
 #include <cmath>
@@ -19,16 +19,19 @@ namespace {
 constexpr int32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
 constexpr int64_t kElementBytes = 2;
 
-int64_t KvBytes(int64_t tokens) { return 2 * tokens * kKvHeads * kHeadDim * kElementBytes; }
+int64_t KvBytes(int64_t tokens, DType dtype = DType::kBFloat16) {
+  return 2 * tokens * kKvHeads * kHeadDim * DTypeBytes(dtype);
+}
 
-// Keys, then values, as [page, token, KV head, channel].
-KvView MakeView(CudaArena& arena, int64_t tokens) {
+// Keys, then values, as [page, token, KV head, channel]. Of e4m3 they are the bytes of bfloat16
+// numbers, any of which the kernel takes as long.
+KvView MakeView(CudaArena& arena, int64_t tokens, DType dtype = DType::kBFloat16) {
   KvView view;
   view.page_tokens = kPageTokens;
   view.num_pages = static_cast<int32_t>(tokens / kPageTokens);
-  view.dtype = DType::kBFloat16;
-  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens)));
-  view.v = static_cast<char*>(view.k) + KvBytes(tokens) / 2;
+  view.dtype = dtype;
+  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens, dtype)));
+  view.v = static_cast<char*>(view.k) + KvBytes(tokens, dtype) / 2;
   view.k_head = view.v_head = kHeadDim;
   view.k_token = view.v_token = kKvHeads * kHeadDim;
   view.k_page = view.v_page = kPageTokens * view.k_token;
@@ -62,6 +65,7 @@ DecodeAttentionParams MakeParams(CudaArena& arena, int32_t num_rows) {
 CudaLaunch Launch(CudaArena& arena, const DecodeAttentionParams& params, int32_t max_row_tokens,
                   std::vector<KvView> layers) {
   DecodeAttentionBounds bounds;
+  bounds.kv_dtype = layers.empty() ? DType::kBFloat16 : layers[0].dtype;
   bounds.num_rows = params.num_rows;
   bounds.max_row_tokens = max_row_tokens;
   bounds.num_heads = kHeads;
@@ -78,7 +82,8 @@ CudaLaunch Launch(CudaArena& arena, const DecodeAttentionParams& params, int32_t
   };
 }
 
-CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens) {
+CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens,
+                        DType dtype) {
   std::mt19937 rng(2);
   DecodeAttentionParams p = MakeParams(arena, num_rows);
   const int64_t all_tokens = int64_t{num_rows} * tokens;
@@ -86,11 +91,12 @@ CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, 
   p.block_table_stride = tokens / kPageTokens;
   p.row_tokens = arena.Copy(std::vector<int32_t>(num_rows, tokens));
   std::vector<KvView> layers(num_layers);
-  for (KvView& view : layers) view = MakeView(arena, all_tokens);
+  for (KvView& view : layers) view = MakeView(arena, all_tokens, dtype);
   return Launch(arena, p, tokens, layers);
 }
 
-CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t tokens, int32_t selected) {
+CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t tokens, int32_t selected,
+                         DType dtype) {
   std::mt19937 rng(3);
   DecodeAttentionParams p = MakeParams(arena, 1);
   const std::vector<int32_t> table = RandomOrder(tokens / kPageTokens, rng);
@@ -107,7 +113,7 @@ CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t tokens, i
   p.position_slots = {arena.Copy(slots), arena.Copy(std::vector<int32_t>(kKvHeads, selected)),
                       int64_t{kKvHeads} * selected, selected};
   std::vector<KvView> layers(num_layers);
-  for (KvView& view : layers) view = MakeView(arena, tokens);
+  for (KvView& view : layers) view = MakeView(arena, tokens, dtype);
   return Launch(arena, p, selected, layers);
 }
 
@@ -132,23 +138,30 @@ CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) 
   };
 }
 
-}  // namespace
-
-void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases) {
+void AddDecodeCases(int32_t shrink, DType dtype, std::vector<CudaCase>& cases) {
+  const std::string name =
+      dtype == DType::kFloat8E4M3 ? "decode_attention_e4m3" : "decode_attention";
   for (const auto& [rows, full] : {std::pair{1, 8192}, {1, 32768}, {1, 131072}, {8, 8192}}) {
     const int32_t tokens = full / shrink;
     cases.push_back(
-        {"decode_attention/dense/rows:" + std::to_string(rows) + "/tokens:" + std::to_string(full),
-         rows * KvBytes(tokens), CudaYardstick::kMemory,
-         [=](CudaArena& arena, int32_t n) { return PrepareDense(arena, n, rows, tokens); }});
+        {name + "/dense/rows:" + std::to_string(rows) + "/tokens:" + std::to_string(full),
+         rows * KvBytes(tokens, dtype), CudaYardstick::kMemory,
+         [=](CudaArena& arena, int32_t n) { return PrepareDense(arena, n, rows, tokens, dtype); }});
   }
   for (int32_t full : {32768, 131072}) {
     const int32_t tokens = full / shrink, selected = 2048 / shrink;
-    cases.push_back(
-        {"decode_attention/slots:2048/tokens:" + std::to_string(full),
-         KvBytes(selected) + int64_t{4} * kKvHeads * selected, CudaYardstick::kMemory,
-         [=](CudaArena& arena, int32_t n) { return PrepareSparse(arena, n, tokens, selected); }});
+    cases.push_back({name + "/slots:2048/tokens:" + std::to_string(full),
+                     KvBytes(selected, dtype) + int64_t{4} * kKvHeads * selected,
+                     CudaYardstick::kMemory, [=](CudaArena& arena, int32_t n) {
+                       return PrepareSparse(arena, n, tokens, selected, dtype);
+                     }});
   }
+}
+
+}  // namespace
+
+void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases) {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) AddDecodeCases(shrink, dtype, cases);
   for (int32_t rows : {1, 64}) {
     const int64_t head_bytes = 3 * kHeadDim * kElementBytes + 2 * int64_t{sizeof(float)};
     cases.push_back({"merge_states/rows:" + std::to_string(rows), rows * kHeads * head_bytes,
