@@ -122,7 +122,7 @@ absl::Status CheckKvShape(const KvShape& shape) {
         absl::StrCat("page_tokens is ", shape.page_tokens, ", must be a power of two up to 1024"));
   }
   if (shape.dtype != DType::kFloat32 && shape.dtype != DType::kFloat16 &&
-      shape.dtype != DType::kBFloat16) {
+      shape.dtype != DType::kBFloat16 && shape.dtype != DType::kFloat8E4M3) {
     return absl::InvalidArgumentError(
         absl::StrCat("dtype ", static_cast<int32_t>(shape.dtype), " is unknown"));
   }
@@ -143,6 +143,11 @@ absl::Status CheckKvShape(const KvShape& shape) {
   return absl::OkStatus();
 }
 
+absl::Status CheckHostDType(const KvShape& shape) {
+  if (shape.dtype != DType::kFloat8E4M3) return absl::OkStatus();
+  return absl::InvalidArgumentError("a pool of float8 e4m3 on the host");
+}
+
 KvStorage::KvStorage(const KvShape& shape, KvAccess access)
     : shape_(shape), access_(access), views_(shape.num_layers) {}
 
@@ -150,6 +155,7 @@ void KvStorage::Unmap::operator()(void* memory) const { munmap(memory, bytes); }
 
 absl::StatusOr<KvStorage> KvStorage::Allocate(const KvShape& shape) {
   if (absl::Status status = CheckKvShape(shape); !status.ok()) return status;
+  if (absl::Status status = CheckHostDType(shape); !status.ok()) return status;
   KvStorage storage(shape, KvAccess::kHost);
   KvView view;
   view.k_token = view.v_token = 2 * static_cast<int64_t>(shape.head_dim);
@@ -182,6 +188,9 @@ absl::StatusOr<KvStorage> KvStorage::Allocate(const KvShape& shape) {
 
 absl::StatusOr<KvStorage> KvStorage::Borrow(const KvShape& shape, KvAccess access) {
   if (absl::Status status = CheckKvShape(shape); !status.ok()) return status;
+  if (access == KvAccess::kHost) {
+    if (absl::Status status = CheckHostDType(shape); !status.ok()) return status;
+  }
   return KvStorage(shape, access);
 }
 

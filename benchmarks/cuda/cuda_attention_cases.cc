@@ -1,5 +1,5 @@
-// Decode attention of a layer of Llama-3-8B's shape in bfloat16, dense and over slots that lie
-// scattered, and the merging of its results.
+// Decode attention of a layer of Llama-3-8B's shape, dense and over slots that lie scattered, and
+// the merging of its results.
 
 #include <algorithm>
 #include <cstdint>
@@ -20,28 +20,29 @@ CudaLaunch Launch(const AttentionProblem& problem, std::vector<KvView> layers) {
   };
 }
 
-std::vector<KvView> MakeViews(CudaArena& arena, int32_t num_layers, int64_t tokens) {
+std::vector<KvView> MakeViews(CudaArena& arena, int32_t num_layers, int64_t tokens, DType dtype) {
   std::vector<KvView> layers(num_layers);
-  for (KvView& view : layers) view = MakeView(arena, tokens);
+  for (KvView& view : layers) view = MakeView(arena, tokens, dtype);
   return layers;
 }
 
-CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens) {
+CudaLaunch PrepareDense(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens,
+                        DType dtype) {
   std::mt19937 rng(2);
-  AttentionProblem problem = MakeAttention(arena, num_rows, 0, tokens);
+  AttentionProblem problem = MakeAttention(arena, num_rows, 0, tokens, dtype);
   DecodeAttentionParams& p = problem.params;
   const int64_t all_tokens = int64_t{num_rows} * tokens;
   p.block_table = arena.Copy(RandomOrder(static_cast<int32_t>(all_tokens / kPageTokens), rng));
   p.block_table_stride = tokens / kPageTokens;
   p.row_tokens = arena.Copy(std::vector<int32_t>(num_rows, tokens));
-  return Launch(problem, MakeViews(arena, num_layers, all_tokens));
+  return Launch(problem, MakeViews(arena, num_layers, all_tokens, dtype));
 }
 
 // Every (row, KV head) has `selected` tokens of its own `tokens`, anywhere.
 CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t num_rows, int32_t tokens,
-                         int32_t selected) {
+                         int32_t selected, DType dtype) {
   std::mt19937 rng(3);
-  AttentionProblem problem = MakeAttention(arena, num_rows, kKvHeads, selected);
+  AttentionProblem problem = MakeAttention(arena, num_rows, kKvHeads, selected, dtype);
   const int32_t row_pages = tokens / kPageTokens;
   const std::vector<int32_t> table = RandomOrder(num_rows * row_pages, rng);
   std::vector<int32_t> slots;
@@ -57,7 +58,7 @@ CudaLaunch PrepareSparse(CudaArena& arena, int32_t num_layers, int32_t num_rows,
   problem.params.position_slots = {arena.Copy(slots),
                                    arena.Copy(std::vector<int32_t>(num_rows * kKvHeads, selected)),
                                    int64_t{kKvHeads} * selected, selected};
-  return Launch(problem, MakeViews(arena, num_layers, int64_t{num_rows} * tokens));
+  return Launch(problem, MakeViews(arena, num_layers, int64_t{num_rows} * tokens, dtype));
 }
 
 CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) {
@@ -81,41 +82,50 @@ CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) 
   };
 }
 
+struct Shape {
+  int32_t rows, tokens, selected;  // selected 0: dense
+};
+
+void AddDecodeCase(int32_t shrink, const Shape& full, DType dtype, std::vector<CudaCase>& cases) {
+  if (shrink > 1 && full.rows * full.tokens > 131072 && full.selected == 0) return;  // slow
+  const int32_t rows = full.rows, tokens = full.tokens / shrink, selected = full.selected / shrink;
+  const bool is_dense = selected == 0;
+  const std::string what = is_dense ? "/dense" : "/slots:" + std::to_string(full.selected);
+  const int64_t floor = is_dense ? KvBytes(tokens, dtype)
+                                 : KvBytes(selected, dtype) + int64_t{4} * kKvHeads * selected;
+  cases.push_back({(dtype == DType::kFloat8E4M3 ? "decode_attention_e4m3" : "decode_attention") +
+                       what + "/rows:" + std::to_string(rows) +
+                       "/tokens:" + std::to_string(full.tokens),
+                   rows * floor, CudaYardstick::kMemory, rows * KvBytes(tokens, dtype),
+                   [=](CudaArena& arena, int32_t n) {
+                     return is_dense ? PrepareDense(arena, n, rows, tokens, dtype)
+                                     : PrepareSparse(arena, n, rows, tokens, selected, dtype);
+                   }});
+}
+
 }  // namespace
 
 void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases) {
-  struct Dense {
-    int32_t rows, tokens;
-  };
-  for (const Dense& full : {Dense{1, 8192},
-                            {1, 32768},
-                            {1, 131072},
-                            {1, 1048576},
-                            {8, 8192},
-                            {8, 32768},
-                            {8, 131072}}) {
-    if (shrink > 1 && full.rows * full.tokens > 131072) continue;  // nothing new, and slow
-    const int32_t rows = full.rows, tokens = full.tokens / shrink;
-    cases.push_back(
-        {"decode_attention/dense/rows:" + std::to_string(rows) +
-             "/tokens:" + std::to_string(full.tokens),
-         rows * KvBytes(tokens), CudaYardstick::kMemory, 0,
-         [=](CudaArena& arena, int32_t n) { return PrepareDense(arena, n, rows, tokens); }});
+  for (const Shape& shape : {Shape{1, 8192, 0},
+                             {1, 32768, 0},
+                             {1, 131072, 0},
+                             {1, 1048576, 0},
+                             {8, 8192, 0},
+                             {8, 32768, 0},
+                             {8, 131072, 0},
+                             {1, 32768, 2048},
+                             {1, 131072, 2048},
+                             {8, 32768, 1024},
+                             {8, 131072, 2048}}) {
+    AddDecodeCase(shrink, shape, DType::kBFloat16, cases);
   }
-  struct Sparse {
-    int32_t rows, selected, tokens;
-  };
-  for (const Sparse& full :
-       {Sparse{1, 2048, 32768}, {1, 2048, 131072}, {8, 1024, 32768}, {8, 2048, 131072}}) {
-    const int32_t rows = full.rows, tokens = full.tokens / shrink,
-                  selected = full.selected / shrink;
-    cases.push_back({"decode_attention/slots:" + std::to_string(full.selected) +
-                         "/rows:" + std::to_string(rows) + "/tokens:" + std::to_string(full.tokens),
-                     rows * (KvBytes(selected) + int64_t{4} * kKvHeads * selected),
-                     CudaYardstick::kMemory, rows * KvBytes(tokens),
-                     [=](CudaArena& arena, int32_t n) {
-                       return PrepareSparse(arena, n, rows, tokens, selected);
-                     }});
+  for (const Shape& shape : {Shape{1, 8192, 0},
+                             {1, 32768, 0},
+                             {1, 131072, 0},
+                             {8, 8192, 0},
+                             {1, 32768, 2048},
+                             {1, 131072, 2048}}) {
+    AddDecodeCase(shrink, shape, DType::kFloat8E4M3, cases);
   }
   for (int32_t rows : {1, 64}) {
     const int64_t head_bytes = 3 * kHeadDim * kElementBytes + 2 * int64_t{sizeof(float)};

@@ -6,13 +6,13 @@
 
 namespace semkv {
 
-KvView MakeView(CudaArena& arena, int64_t tokens) {
+KvView MakeView(CudaArena& arena, int64_t tokens, DType dtype) {
   KvView view;
   view.page_tokens = kPageTokens;
   view.num_pages = static_cast<int32_t>(tokens / kPageTokens);
-  view.dtype = DType::kBFloat16;
-  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens)));
-  view.v = static_cast<char*>(view.k) + KvBytes(tokens) / 2;
+  view.dtype = dtype;
+  view.k = arena.Normal(static_cast<size_t>(KvBytes(tokens, dtype)));
+  view.v = static_cast<char*>(view.k) + KvBytes(tokens, dtype) / 2;
   view.k_head = view.v_head = kHeadDim;
   view.k_token = view.v_token = kKvHeads * kHeadDim;
   view.k_page = view.v_page = kPageTokens * view.k_token;
@@ -35,7 +35,7 @@ cudaError_t AttentionProblem::Enqueue(const KvView& position, const KvView& list
 }
 
 AttentionProblem MakeAttention(CudaArena& arena, int32_t num_rows, int32_t num_selections,
-                               int32_t max_row_tokens) {
+                               int32_t max_row_tokens, DType kv_dtype) {
   AttentionProblem problem;
   DecodeAttentionParams& p = problem.params;
   const size_t q_bytes = static_cast<size_t>(num_rows) * kHeads * kHeadDim * kElementBytes;
@@ -57,6 +57,7 @@ AttentionProblem MakeAttention(CudaArena& arena, int32_t num_rows, int32_t num_s
   bounds.num_kv_heads = kKvHeads;
   bounds.num_selections = num_selections;
   bounds.head_dim = kHeadDim;
+  bounds.kv_dtype = kv_dtype;
   problem.plan = PlanDecodeAttention(bounds);
   problem.workspace_bytes = DecodeAttentionCudaWorkspaceBytes(problem.plan);
   problem.workspace = arena.Zeros(problem.workspace_bytes);

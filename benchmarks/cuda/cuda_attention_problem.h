@@ -1,4 +1,5 @@
-// Decode attention in a layer of Llama-3-8B's shape in bfloat16: what several cases launch.
+// Decode attention in a layer of Llama-3-8B's shape, of bfloat16 queries over pools of bfloat16 or
+// float8 e4m3: what several cases launch.
 
 #ifndef SEMKV_BENCHMARKS_CUDA_CUDA_ATTENTION_PROBLEM_H_
 #define SEMKV_BENCHMARKS_CUDA_CUDA_ATTENTION_PROBLEM_H_
@@ -17,12 +18,13 @@ constexpr int32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kPageTokens = 16;
 constexpr int64_t kElementBytes = 2;
 
 // Of a layer.
-constexpr int64_t KvBytes(int64_t tokens) {
-  return 2 * tokens * kKvHeads * kHeadDim * kElementBytes;
+constexpr int64_t KvBytes(int64_t tokens, DType dtype = DType::kBFloat16) {
+  return 2 * tokens * kKvHeads * kHeadDim * DTypeBytes(dtype);
 }
 
-// Keys, then values, as [page, token, KV head, channel].
-KvView MakeView(CudaArena& arena, int64_t tokens);
+// Keys, then values, as [page, token, KV head, channel]. Of e4m3 they are the bytes of bfloat16
+// numbers, any of which the kernel takes as long.
+KvView MakeView(CudaArena& arena, int64_t tokens, DType dtype = DType::kBFloat16);
 
 std::vector<int32_t> RandomOrder(int32_t n, std::mt19937& rng);
 
@@ -38,7 +40,7 @@ struct AttentionProblem {
 
 // num_selections: 0 for dense rows. Of the params, slots or block table are the caller's.
 AttentionProblem MakeAttention(CudaArena& arena, int32_t num_rows, int32_t num_selections,
-                               int32_t max_row_tokens);
+                               int32_t max_row_tokens, DType kv_dtype = DType::kBFloat16);
 
 }  // namespace semkv
 

@@ -181,8 +181,9 @@ RetrieveProblem MakeRetrieve(CudaArena& arena, int32_t num_layers, const ListsSh
   score.view_begin = arena.Copy(view_begin);
   score.keys_stride = shape.num_lists();
   MakeSelect(arena, shape, score, &problem.select);
-  problem.plan = PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8,
-                              shape.tokens, shape.num_lists(), shape.num_views(), {shape.has_pages});
+  problem.plan =
+      PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8, shape.tokens,
+                   shape.num_lists(), shape.num_views(), {shape.has_pages});
   problem.workspace_bytes = RetrieveCudaWorkspaceBytes(problem.plan);
   problem.workspace = arena.Bytes(problem.workspace_bytes);
   for (int32_t i = 0; i < num_layers; ++i) {

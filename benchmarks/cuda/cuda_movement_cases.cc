@@ -58,7 +58,7 @@ CudaLaunch PrepareStage(CudaArena& arena, int32_t num_layers, int32_t tokens,
   p.num_layers = model_layers;
   p.num_kv_heads = kKvHeads;
   p.head_dim = kHeadDim;
-  p.dtype = DType::kBFloat16;
+  p.pool_dtype = p.dtype = DType::kBFloat16;
   p.page_tokens = kPageTokens;
   p.pages = arena.Copy(pages);
   p.num_tokens = tokens;

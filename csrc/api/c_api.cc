@@ -111,6 +111,7 @@ int32_t semkv_supports(const char* feature) {
   absl::string_view text(feature);
   if (text == "host") return 1;
   if (text == "cuda") return semkv::HasDeviceBackend();
+  if (text == "dtype:f8e4m3") return semkv::HasDeviceBackend();
   if (text == "dtype:f32" || text == "dtype:f16" || text == "dtype:bf16") return 1;
   constexpr absl::string_view kHeadDim = "head_dim:", kPolicy = "policy:";
   if (absl::StartsWith(text, kHeadDim)) {
@@ -187,6 +188,8 @@ int semkv_register_kv(semkv_context* context, const semkv_kv_view* view) {
     kv.v_page = copy.v_page;
     kv.v_head = copy.v_head;
     kv.v_token = copy.v_token;
+    kv.k_scale = copy.k_scale;
+    kv.v_scale = copy.v_scale;
     return c.RegisterKv(copy.layer, kv);
   });
 }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "csrc/api/kv_scales.h"
 #include "csrc/api/policy.h"
 #include "csrc/ops/attention/decode_attention.h"
 #include "csrc/ops/cache/write_kv.h"
@@ -39,11 +40,13 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t least, int64_t
       absl::StrCat("options.", field, " is ", value, ", must be in [", least, ", ", most, "]"));
 }
 
-absl::Status ValidateOptions(const semkv_options& o) {
+absl::Status ValidateOptions(const semkv_options& o, bool is_device) {
   SEMKV_RETURN_IF_ERROR(CheckRange("num_layers", o.num_layers, 1, 1024));
   SEMKV_RETURN_IF_ERROR(CheckRange("num_heads", o.num_heads, 1, 1024));
   SEMKV_RETURN_IF_ERROR(CheckRange("num_kv_heads", o.num_kv_heads, 1, o.num_heads));
-  SEMKV_RETURN_IF_ERROR(CheckRange("kv_dtype", o.kv_dtype, 0, SEMKV_DTYPE_BF16));
+  SEMKV_RETURN_IF_ERROR(CheckRange("kv_dtype", o.kv_dtype, 0, SEMKV_DTYPE_F8_E4M3));
+  SEMKV_RETURN_IF_ERROR(CheckScale("options.k_scale", o.k_scale, o.kv_dtype));
+  SEMKV_RETURN_IF_ERROR(CheckScale("options.v_scale", o.v_scale, o.kv_dtype));
   SEMKV_RETURN_IF_ERROR(CheckRange("page_tokens", o.page_tokens, 1, 1024));
   SEMKV_RETURN_IF_ERROR(CheckRange("num_pages", o.num_pages, 1, INT32_MAX / o.page_tokens));
   SEMKV_RETURN_IF_ERROR(CheckRange("max_sequences", o.max_sequences, 1, 1 << 20));
@@ -67,9 +70,13 @@ absl::Status ValidateOptions(const semkv_options& o) {
   params.head_dim = o.head_dim;
   params.position.page_tokens = o.page_tokens;
   params.position.dtype = static_cast<DType>(o.kv_dtype);
-  if (const char* reason = DecodeAttentionUnsupported(params); reason != nullptr) {
-    return absl::UnimplementedError(absl::StrCat("options: ", reason, " (head_dim ", o.head_dim,
-                                                 ", page_tokens ", o.page_tokens, ")"));
+  // CheckDeviceOptions has the dtypes of a device.
+  const char* reason =
+      is_device ? DecodeShapeUnsupported(params) : DecodeAttentionUnsupported(params);
+  if (reason != nullptr) {
+    return absl::UnimplementedError(absl::StrCat("options: ", reason, " (kv_dtype ", o.kv_dtype,
+                                                 ", head_dim ", o.head_dim, ", page_tokens ",
+                                                 o.page_tokens, ")"));
   }
   return absl::OkStatus();
 }
@@ -93,7 +100,8 @@ absl::Status CheckDeviceOptions(const semkv_options& o) {
         absl::StrCat("options.", field, " is ", value, ", on a device ", what));
   };
   if (o.kv_dtype == SEMKV_DTYPE_F32) {
-    return refuse("kv_dtype", o.kv_dtype, "it must be SEMKV_DTYPE_F16 or SEMKV_DTYPE_BF16");
+    return refuse("kv_dtype", o.kv_dtype,
+                  "it must be SEMKV_DTYPE_F16, SEMKV_DTYPE_BF16 or SEMKV_DTYPE_F8_E4M3");
   }
   if (o.query_window != 0) return refuse("query_window", o.query_window, "it must be 0");
   if (o.max_sequence_tokens > kSelectMaxRowTokens) {
@@ -109,7 +117,7 @@ absl::Status CheckDeviceOptions(const semkv_options& o) {
 
 absl::StatusOr<std::unique_ptr<Context>> Context::Create(const semkv_options& options,
                                                          std::unique_ptr<Device> device) {
-  SEMKV_RETURN_IF_ERROR(ValidateOptions(options));
+  SEMKV_RETURN_IF_ERROR(ValidateOptions(options, device != nullptr));
   if (device != nullptr) SEMKV_RETURN_IF_ERROR(CheckDeviceOptions(options));
   std::unique_ptr<Context> context(new Context(options));
   context->device_ = std::move(device);

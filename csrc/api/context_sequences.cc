@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "csrc/api/context.h"
+#include "csrc/api/kv_scales.h"
 #include "csrc/api/policy.h"
 #include "csrc/status_macros.h"
 
@@ -40,6 +41,8 @@ absl::Status Context::AllocateOnDevice(KvStorage* storage) {
   view.page_tokens = shape.page_tokens;
   view.num_pages = shape.num_pages;
   view.dtype = shape.dtype;
+  view.k_scale = ScaleOrOne(options_.k_scale);
+  view.v_scale = ScaleOrOne(options_.v_scale);
   // A key is followed by its value, as in KvStorage's own memory.
   view.k_token = view.v_token = int64_t{2} * shape.head_dim;
   view.k_head = view.v_head = shape.page_tokens * view.k_token;
@@ -107,6 +110,10 @@ absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
   full.page_tokens = options_.page_tokens;
   full.num_pages = options_.num_pages;
   full.dtype = static_cast<DType>(options_.kv_dtype);
+  SEMKV_RETURN_IF_ERROR(CheckScale("view.k_scale", view.k_scale, options_.kv_dtype));
+  SEMKV_RETURN_IF_ERROR(CheckScale("view.v_scale", view.v_scale, options_.kv_dtype));
+  full.k_scale = ScaleOrOne(view.k_scale);
+  full.v_scale = ScaleOrOne(view.v_scale);
   SEMKV_RETURN_IF_ERROR(pages_->SetView(layer, full));
   layers_[layer] = full;
   return absl::OkStatus();

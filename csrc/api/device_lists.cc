@@ -18,9 +18,12 @@ namespace {
 constexpr int64_t kStagedBytes = int64_t{256} << 20;
 constexpr int32_t kMaxCells = 65535;
 
+// Of keys as they are staged and lists are built of them.
+DType StagedDType(DType pool) { return pool == DType::kFloat8E4M3 ? DType::kBFloat16 : pool; }
+
 int32_t LayersAtOnce(const KeySource& source, int32_t num_tokens) {
   const int64_t layer_bytes = int64_t{num_tokens} * source.num_kv_heads * source.head_dim *
-                              DTypeBytes(source.layers[0].dtype);
+                              DTypeBytes(StagedDType(source.layers[0].dtype));
   const int64_t most = std::min<int64_t>(source.layers.size(), kMaxCells / source.num_kv_heads);
   return static_cast<int32_t>(std::clamp<int64_t>(kStagedBytes / layer_bytes, 1, most));
 }
@@ -70,7 +73,7 @@ class DeviceListBuilder {
   const KeySource& source_;
   const DeviceLists& lists_;
   Device* const device_;
-  const DType dtype_;
+  const DType dtype_;  // of staged keys
   const int32_t num_tokens_, first_page_, num_pages_;
   const int32_t layers_at_once_, cells_at_once_;
   int32_t num_lists_ = 0, num_lone_ = 0;  // clusters of a window
@@ -83,7 +86,7 @@ DeviceListBuilder::DeviceListBuilder(const KeySource& source, const DeviceLists&
     : source_(source),
       lists_(lists),
       device_(source.device),
-      dtype_(source.layers[0].dtype),
+      dtype_(StagedDType(source.layers[0].dtype)),
       num_tokens_(lists.end - lists.first),
       first_page_(lists.first / source.layers[0].page_tokens),
       num_pages_(CeilDiv(lists.end, source.layers[0].page_tokens) - first_page_),
@@ -189,6 +192,7 @@ absl::Status DeviceListBuilder::Stage(int32_t first, int32_t num_layers) {
   params.num_layers = num_layers;
   params.num_kv_heads = source_.num_kv_heads;
   params.head_dim = source_.head_dim;
+  params.pool_dtype = source_.layers[0].dtype;
   params.dtype = dtype_;
   params.page_tokens = source_.layers[0].page_tokens;
   params.pages = arrays_.pages;

@@ -44,6 +44,7 @@ DecodeAttentionPlan DeviceStep::PlanAttention(int32_t num_rows) const {
   bounds.num_kv_heads = o.num_kv_heads;
   bounds.num_selections = bounds_.num_selections;
   bounds.head_dim = o.head_dim;
+  bounds.kv_dtype = static_cast<DType>(o.kv_dtype);
   bounds.num_multiprocessors = device_->num_multiprocessors();
   return PlanDecodeAttention(bounds);
 }

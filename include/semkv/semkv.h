@@ -102,12 +102,13 @@ SEMKV_EXPORT const char* semkv_status_name(int32_t status);
 /* Text of this thread's last failing call, valid until the next one; "" if none. */
 SEMKV_EXPORT const char* semkv_last_error(void);
 /* 1 if this build has the feature, else 0: "host", "cuda" (whether there is a GPU or not),
- * "dtype:f32|f16|bf16", "head_dim:64|80|96|128|256", "policy:NAME". Unknown names are 0. */
+ * "dtype:f32|f16|bf16|f8e4m3" (the last one as kv_dtype of a device), "head_dim:64|80|96|128|256",
+ * "policy:NAME". Unknown names are 0. */
 SEMKV_EXPORT int32_t semkv_supports(const char* feature);
 
 /* ---- policies -------------------------------------------------------------------------------- */
 
-enum { SEMKV_DTYPE_F32 = 0, SEMKV_DTYPE_F16 = 1, SEMKV_DTYPE_BF16 = 2 };
+enum { SEMKV_DTYPE_F32 = 0, SEMKV_DTYPE_F16 = 1, SEMKV_DTYPE_BF16 = 2, SEMKV_DTYPE_F8_E4M3 = 3 };
 
 /* What is read at a decode step. */
 enum {
@@ -191,7 +192,7 @@ typedef struct semkv_options {
   int32_t num_heads;           /* required; query heads */
   int32_t num_kv_heads;        /* required; divides num_heads */
   int32_t head_dim;            /* required; 64, 80, 96, 128 or 256 */
-  int32_t kv_dtype;            /* of the pool; default F32 */
+  int32_t kv_dtype;            /* of the pool; default F32; F8_E4M3 on a device alone */
   int32_t page_tokens;         /* tokens per page, a power of two in [1, 1024]; default 16 */
   int32_t num_pages;           /* required; pages of the pool */
   int32_t max_sequences;       /* default 16 */
@@ -206,13 +207,13 @@ typedef struct semkv_options {
                            semkv_sequence_append_pages, say with semkv_pages_forget when a page gets
                            new content; prefix_sharing counts as 0 */
   int32_t device;       /* -1 (default): the host; else a CUDA device's number, see DEVICE MEMORY */
+  float k_scale, v_scale; /* number = stored * scale, in an owned pool of F8_E4M3; 0: 1 */
 } semkv_options;
 
 SEMKV_EXPORT int semkv_options_init(semkv_options* options);
 
-/* Reserves the pool (unless borrowed) and all bookkeeping.
- * Errors: INVALID_ARGUMENT, UNIMPLEMENTED for a shape that is not compiled in, RESOURCE_EXHAUSTED
- * if the memory cannot be had. */
+/* Reserves the pool (unless borrowed) and all bookkeeping. Errors: INVALID_ARGUMENT, UNIMPLEMENTED
+ * for a shape that is not compiled in, RESOURCE_EXHAUSTED if the memory cannot be had. */
 SEMKV_EXPORT int semkv_context_create(const semkv_options* options, semkv_context** context);
 /* Every sequence and plan of the context must be out of use; of a device, destroy plans first. */
 SEMKV_EXPORT void semkv_context_destroy(semkv_context* context);
@@ -232,6 +233,7 @@ typedef struct semkv_kv_view {
   void* v;
   int64_t k_page, k_head, k_token;
   int64_t v_page, v_head, v_token;
+  float k_scale, v_scale; /* number = stored * scale, of F8_E4M3; 0: 1 */
 } semkv_kv_view;
 
 /* Borrows `view` until the context is destroyed. Needs options.borrow_storage.
@@ -288,9 +290,8 @@ SEMKV_EXPORT int semkv_sequence_append_pages(semkv_context* context, semkv_seque
  * Errors: NOT_FOUND; FAILED_PRECONDITION if `sequence` has lists. */
 SEMKV_EXPORT int semkv_sequence_share_lists(semkv_context* context, semkv_sequence sequence,
                                             semkv_sequence from, int32_t* num_shared);
-/* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. Every token of
- * `sequence` must have been written in every layer.
- * Errors: NOT_FOUND; RESOURCE_EXHAUSTED at max_sequences. */
+/* A new sequence with the tokens, lists and policy of `sequence`, sharing its pages. Its tokens
+ * must have been written in every layer. Errors: NOT_FOUND; RESOURCE_EXHAUSTED at max_sequences. */
 SEMKV_EXPORT int semkv_sequence_fork(semkv_context* context, semkv_sequence sequence,
                                      semkv_sequence* fork);
 SEMKV_EXPORT int semkv_sequence_release(semkv_context* context, semkv_sequence sequence);
@@ -304,7 +305,7 @@ SEMKV_EXPORT int semkv_sequence_block_table(semkv_context* context, semkv_sequen
 /* New keys and values of one layer into their slots. */
 typedef struct semkv_write_args {
   uint32_t struct_size;
-  int32_t dtype; /* of k and v, SEMKV_DTYPE_*; converted to kv_dtype */
+  int32_t dtype; /* of k and v, SEMKV_DTYPE_*, not F8_E4M3; converted to kv_dtype */
   int32_t num_tokens;
   const int32_t* slots; /* [num_tokens]; negative: not written */
   const void* k;        /* [num_tokens, num_kv_heads, head_dim] */
@@ -343,9 +344,8 @@ typedef struct semkv_page_tag {
 
 SEMKV_EXPORT int semkv_pages_get_tag(semkv_context* context, int32_t page, semkv_page_tag* tag);
 /* The engine gives these pages new content (options.engine_pages): each gets an empty tag and the
- * next generation. All or nothing.
- * Errors: FAILED_PRECONDITION without options.engine_pages, or while a sequence holds a page;
- * INVALID_ARGUMENT if a page is not in the pool. */
+ * next generation. All or nothing. Errors: FAILED_PRECONDITION without options.engine_pages, or
+ * while a sequence holds a page; INVALID_ARGUMENT if a page is not in the pool. */
 SEMKV_EXPORT int semkv_pages_forget(semkv_context* context, int32_t num_pages,
                                     const int32_t* pages);
 
@@ -409,7 +409,7 @@ enum {
 
 typedef struct semkv_attend_args {
   uint32_t struct_size;
-  int32_t dtype; /* of q and out */
+  int32_t dtype; /* of q and out; on a device kv_dtype, or F16 or BF16 beside F8_E4M3 */
   const void* q; /* [sum of num_queries, num_heads, head_dim], rotated */
   void* out;     /* same shape; not used by semkv_select */
   float* lse; /* [sum of num_queries, num_heads] log-sum-exp of the attended scores; may be NULL */
@@ -423,9 +423,8 @@ typedef struct semkv_attend_args {
 
 /* Chooses the tokens that the sparse rows of `layer` attend to. Nothing to do for dense rows. */
 SEMKV_EXPORT int semkv_select(semkv_plan* plan, int32_t layer, const semkv_attend_args* args);
-/* Attention of every row of the step.
- * Errors: FAILED_PRECONDITION if a row is sparse and semkv_select was not called for this layer and
- * step; OUT_OF_RANGE; INVALID_ARGUMENT. */
+/* Attention of every row of the step. Errors: FAILED_PRECONDITION if a row is sparse and
+ * semkv_select was not called for this layer and step; OUT_OF_RANGE; INVALID_ARGUMENT. */
 SEMKV_EXPORT int semkv_attend(semkv_plan* plan, int32_t layer, const semkv_attend_args* args);
 /* A whole layer of a step in one call: semkv_write_kv, unless `write` is NULL, then semkv_select
  * and semkv_attend. Errors: those of the three; what precedes the one that failed is done. */

@@ -19,13 +19,14 @@
 
 namespace semkv {
 
-// Numbers equal SEMKV_DTYPE_* in semkv.h.
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+// Numbers equal SEMKV_DTYPE_* in semkv.h. kFloat8E4M3 (OCP: 4 bits of exponent, 3 of mantissa, up
+// to 448, NaN but no infinity) is a dtype of pools on a device alone: value = stored * scale.
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat8E4M3 = 3 };
 
 constexpr int32_t kNoSlot = -1;
 
 SEMKV_HOST_DEVICE constexpr int64_t DTypeBytes(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
 }
 
 template <typename T>
@@ -44,6 +45,7 @@ struct KvView {
   int32_t page_tokens = 0;  // a power of two in [1, 1024]
   int32_t num_pages = 0;
   DType dtype = DType::kFloat32;
+  float k_scale = 1.0f, v_scale = 1.0f;  // of kFloat8E4M3: positive and finite; else 1
 };
 
 // A shift, not a division: page_tokens is a power of two, and the decode path asks once per token

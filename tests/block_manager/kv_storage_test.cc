@@ -185,7 +185,7 @@ TEST(KvStorageTest, RefusesShapesOutOfRangeByName) {
   EXPECT_EQ(code([](KvShape& s) { s.num_layers = -1; }), invalid);
   EXPECT_EQ(code([](KvShape& s) { s.head_dim = 0; }), invalid);
   EXPECT_EQ(code([](KvShape& s) { s.num_kv_heads = 0; }), invalid);
-  EXPECT_EQ(code([](KvShape& s) { s.dtype = static_cast<DType>(3); }), invalid);
+  EXPECT_EQ(code([](KvShape& s) { s.dtype = static_cast<DType>(4); }), invalid);
   // 2^29 pages of 4 tokens: one slot more than int32 holds.
   EXPECT_EQ(code([](KvShape& s) { s.num_pages = 1 << 29; }), invalid);
   EXPECT_EQ(code([](KvShape& s) {
@@ -193,6 +193,17 @@ TEST(KvStorageTest, RefusesShapesOutOfRangeByName) {
               s.num_kv_heads = s.head_dim = INT32_MAX;
             }),
             invalid);
+}
+
+// Which no code of the host reads.
+TEST(KvStorageTest, AByteANumberIsForADeviceAlone) {
+  KvShape shape = SmallShape();
+  shape.dtype = DType::kFloat8E4M3;
+  EXPECT_EQ(CheckKvShape(shape).code(), absl::StatusCode::kOk);
+  EXPECT_EQ(KvStorage::Allocate(shape).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(KvStorage::Borrow(shape, KvAccess::kHost).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(KvStorage::Borrow(shape, KvAccess::kDevice).status().code(), absl::StatusCode::kOk);
 }
 
 TEST(KvStorageTest, MemoryThatTheSystemDoesNotHaveIsResourceExhausted) {

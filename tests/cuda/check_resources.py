@@ -20,7 +20,7 @@ FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 SKIPPED = 77
-DTYPES = ["float32", "float16", "bfloat16"]  # semkv::DType
+DTYPES = ["float32", "float16", "bfloat16", "e4m3"]  # semkv::DType
 
 
 def demangle(names):

@@ -100,13 +100,15 @@ TEST(DecodeAttentionCudaTest, EqualsTheReference) {
   const uint64_t seed = testing::TestSeed(1);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
-  for (const testing::AttentionShape& shape : testing::AttentionShapes()) {
-    if (shape.dtype == DType::kFloat32) continue;
-    // The harness has these in decode_attention_simt_test.
-    if (testing::kIsEmulated && shape.num_tokens > 300) continue;
-    SCOPED_TRACE(testing::ShapeName(shape));
-    DecodeProblem problem = testing::DenseProblem(rng, shape);
-    ExpectCudaEqualsReference(problem, shape.num_tokens);
+  for (bool is_e4m3 : {false, true}) {
+    for (const testing::AttentionShape& shape : testing::AttentionShapes(is_e4m3)) {
+      if (shape.dtype == DType::kFloat32) continue;
+      // The harness has these in decode_attention_simt_test and decode_attention_e4m3_simt_test.
+      if (testing::kIsEmulated && shape.num_tokens > (is_e4m3 ? 16 : 300)) continue;
+      SCOPED_TRACE(testing::ShapeName(shape));
+      DecodeProblem problem = testing::DenseProblem(rng, shape);
+      ExpectCudaEqualsReference(problem, shape.num_tokens);
+    }
   }
 }
 
@@ -129,14 +131,21 @@ TEST(DecodeAttentionCudaTest, HardCasesAndRandomBatchesEqualTheReference) {
     ExpectCudaEqualsReference(infinite, 67);
     DecodeProblem per_head = testing::SelectionPerHeadProblem(rng, dtype);
     ExpectCudaEqualsReference(per_head, 100);
+    DecodeProblem nan_code = testing::NanKeyProblem(dtype, 3, /*is_e4m3=*/true);
+    ExpectCudaEqualsReference(nan_code, 70);
     if (testing::kIsEmulated) continue;
     DecodeProblem two_pools = testing::TwoPoolsProblem(rng, {8, 2, 128, 3000, dtype}, 700, 1500);
     ExpectCudaEqualsReference(two_pools, 2200);
+    DecodeProblem e4m3_pools =
+        testing::TwoPoolsProblem(rng, {8, 2, 128, 3000, dtype, true}, 700, 1500);
+    ExpectCudaEqualsReference(e4m3_pools, 2200);
   }
   for (int round = 0; round < (testing::kIsEmulated ? 4 : 40); ++round) {
     SCOPED_TRACE(round);
     const int32_t tokens = round % 4 == 0 && !testing::kIsEmulated ? 5000 : 300;
-    DecodeProblem problem = testing::RandomBatch(rng, {tokens, 2500, 2, 2}, round % 3 == 0);
+    testing::BatchLimits limits{tokens, 2500, 2, 2};
+    limits.is_e4m3 = round % 2 == 1;
+    DecodeProblem problem = testing::RandomBatch(rng, limits, round % 3 == 0);
     ExpectCudaEqualsReference(problem, 5000);
   }
 }

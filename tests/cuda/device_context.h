@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "semkv/semkv.h"
+#include "tests/cuda/device_context_shape.h"
 #include "tests/cuda/device_copy.h"
 #include "tests/testing/random.h"
 
@@ -28,19 +29,6 @@ namespace semkv::testing {
 
 #define SEMKV_ASSERT_OK(call) ASSERT_EQ((call), SEMKV_OK) << semkv_last_error()
 #define SEMKV_EXPECT_OK(call) EXPECT_EQ((call), SEMKV_OK) << semkv_last_error()
-
-// Where an engine's pool has a row, in elements, within memory of its own for keys and for values.
-enum class PoolLayout { kOwned, kTokensInside, kHeadsInside };
-
-struct DeviceContextShape {
-  int32_t num_layers = 2, num_heads = 4, num_kv_heads = 2, head_dim = 64;
-  int32_t page_tokens = 16, num_pages = 128, max_sequence_tokens = 1024;
-  int32_t kv_dtype = SEMKV_DTYPE_BF16;
-  PoolLayout layout = PoolLayout::kOwned;
-
-  int64_t token_floats() const { return int64_t{num_kv_heads} * head_dim; }
-  int64_t query_floats() const { return int64_t{num_heads} * head_dim; }
-};
 
 // A vocabulary of ten tokens, one of which ends sentences.
 inline void SetVocabulary(semkv_context* context) {
@@ -61,13 +49,16 @@ class TwoContexts {
     o.num_heads = shape.num_heads;
     o.num_kv_heads = shape.num_kv_heads;
     o.head_dim = shape.head_dim;
-    o.kv_dtype = shape.kv_dtype;
+    o.kv_dtype = shape.args_dtype();
     o.page_tokens = shape.page_tokens;
     o.num_pages = shape.num_pages;
     o.max_sequence_tokens = shape.max_sequence_tokens;
     o.num_threads = 2;
     SEMKV_EXPECT_OK(semkv_context_create(&o, &host_));
     o.device = 0;
+    o.kv_dtype = shape.kv_dtype;
+    o.k_scale = shape.k_scale;
+    o.v_scale = shape.v_scale;
     o.borrow_storage = shape.layout != PoolLayout::kOwned;
     SEMKV_EXPECT_OK(semkv_context_create(&o, &device_));
     if (o.borrow_storage != 0) LendPool();
@@ -194,7 +185,7 @@ class TwoContexts {
   semkv_attend_args AttendArgs() const {
     semkv_attend_args args = {};
     args.struct_size = sizeof(args);
-    args.dtype = shape_.kv_dtype;
+    args.dtype = shape_.args_dtype();
     args.stream = stream_;
     return args;
   }
@@ -212,7 +203,7 @@ class TwoContexts {
                              const std::vector<uint8_t>& q, int64_t q_row,
                              const std::vector<int32_t>& positions) const;
 
-  DType dtype() const { return static_cast<DType>(shape_.kv_dtype); }
+  DType dtype() const { return static_cast<DType>(shape_.args_dtype()); }
   int32_t length(semkv_sequence sequence) { return static_cast<int32_t>(tokens_[sequence].size()); }
 
  private:
@@ -242,7 +233,13 @@ class TwoContexts {
       }
     }
     // What the pool holds of them.
-    for (float& x : token) {
+    for (size_t i = 0; i < token.size(); ++i) {
+      float& x = token[i];
+      const int64_t row = static_cast<int64_t>(i) / shape_.token_floats();
+      if (shape_.is_e4m3()) {
+        const float scale = shape_.scale(static_cast<int32_t>(row / 2), row % 2 == 0);
+        x = FloatFromE4M3(E4M3FromFloat(x / scale)) * scale;
+      }
       float stored = 0;
       StoreFromFloat(&stored, dtype(), 0, x);
       x = LoadAsFloat(&stored, dtype(), 0);
@@ -261,7 +258,7 @@ class TwoContexts {
     const std::vector<uint8_t> k_bytes = Encode(k, dtype()), v_bytes = Encode(v, dtype());
     semkv_write_args args = {};
     args.struct_size = sizeof(args);
-    args.dtype = shape_.kv_dtype;
+    args.dtype = shape_.args_dtype();
     args.num_tokens = static_cast<int32_t>(slots.size());
     args.slots = slots.data();
     args.k = k_bytes.data();
@@ -290,8 +287,12 @@ class TwoContexts {
       view.struct_size = sizeof(view);
       view.layer = layer;
       view.k_token = view.v_token = tokens_inside ? d : heads * d;
-      view.k_head = view.v_head = tokens_inside ? tokens * d + 8 : d;
+      view.k_head = view.v_head = tokens_inside ? tokens * d + 16 : d;
       view.k_page = view.v_page = tokens * heads * d + 64;
+      if (shape_.k_scale != 0) {
+        view.k_scale = shape_.scale(layer, /*of_keys=*/true);
+        view.v_scale = shape_.scale(layer, /*of_keys=*/false);
+      }
       for (void** base : {&view.k, &view.v}) {
         ASSERT_EQ(cudaMalloc(base, 2 * view.k_page * shape_.num_pages), cudaSuccess);
         lent_.push_back(*base);
@@ -453,7 +454,7 @@ inline void TwoContexts::CheckLayer(const std::vector<semkv_sequence>& rows, int
 inline void TwoContexts::CheckRow(semkv_sequence sequence, int32_t layer, int32_t r, bool is_sparse,
                                   std::pair<semkv_plan*, semkv_plan*> plans,
                                   const std::vector<uint8_t>& q, const std::vector<uint8_t>& out) {
-  const double tolerance = shape_.kv_dtype == SEMKV_DTYPE_BF16 ? 1.6e-2 : 2e-3;
+  const double tolerance = dtype() == DType::kBFloat16 ? 1.6e-2 : 2e-3;
   const int32_t selections =
       policies_.at(sequence).per_query_head != 0 ? shape_.num_heads : shape_.num_kv_heads;
   std::vector<int32_t> all(tokens_.at(sequence).size());

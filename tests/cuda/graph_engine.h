@@ -104,7 +104,7 @@ class GraphEngine {
   void RunLayer(int32_t layer) {
     semkv_write_args write = {};
     write.struct_size = sizeof(write);
-    write.dtype = contexts_->shape().kv_dtype;
+    write.dtype = contexts_->shape().args_dtype();
     write.num_tokens = 1;
     write.slots = static_cast<const int32_t*>(slot_);
     write.k = buffers_[4 * layer + 2];

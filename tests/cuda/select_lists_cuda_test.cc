@@ -47,7 +47,7 @@ TEST(SelectListsCudaTest, SelectsWhatIsExpectedOfListsByHand) {
     const DeviceSelectInput device(input.Params());
     Select(device.select(),
            PlanSelectLists(1, 1, input.row.num_tokens, static_cast<int32_t>(input.keys.size()),
-                           static_cast<int32_t>(input.views.size()), true));
+                           static_cast<int32_t>(input.views.size()), {true}));
     const Selected selected = device.Read(input.wanted, {input.wanted_count});
     std::copy(selected.slots.begin(), selected.slots.end(), input.slots.begin());
     std::copy(selected.positions.begin(), selected.positions.end(), input.positions.begin());
@@ -66,7 +66,7 @@ void ExpectCudaEqualsReference(RetrievalInput& input) {
   const Selected expected = SelectReference(input);
   Select(device.select(),
          PlanSelectLists(p.num_rows, p.num_selections, input.max_row_tokens(), input.max_lists(),
-                         static_cast<int32_t>(input.views().size()), p.wanted != nullptr));
+                         static_cast<int32_t>(input.views().size()), {p.wanted != nullptr}));
   EXPECT_EQ(device.Read(input.wanted, input.wanted_counts), expected);
 }
 
@@ -99,7 +99,7 @@ TEST(RetrieveCudaTest, SelectsWhatTheReferenceSelectsByTheKeysOfScoreListsCuda) 
     ScoreListsParams score = device.Score(input.Score(), input.q());
     const RetrievePlan plan = PlanRetrieve(
         input.num_rows(), c.num_heads, c.num_selections, c.head_dim, c.form, input.max_row_tokens(),
-        input.max_lists(), static_cast<int32_t>(input.views().size()), c.list_page_tokens > 0);
+        input.max_lists(), static_cast<int32_t>(input.views().size()), {c.list_page_tokens > 0});
     const size_t bytes = RetrieveCudaWorkspaceBytes(plan);
     DeviceCopy workspace(std::vector<uint8_t>(bytes, 0xff));
     ASSERT_EQ(ScoreListsCuda(score, plan.score, workspace.data(), bytes, nullptr), cudaSuccess);

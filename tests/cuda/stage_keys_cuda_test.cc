@@ -43,7 +43,11 @@ void ExpectCudaEqualsReference(const StageKeysCase& c, std::mt19937_64& rng) {
   testing::RunCaptured(1, [&](cudaStream_t stream) { return StageKeysCuda(params, stream); });
   StageKeysReference(problem.params);
   const std::vector<uint16_t> expected = problem.nonfinite;
-  EXPECT_TRUE(keys.Read() == problem.keys);
+  problem.MakeNansEqual();
+  const std::vector<uint8_t> expected_keys = problem.keys;
+  problem.keys = keys.Read();
+  problem.MakeNansEqual();
+  EXPECT_TRUE(problem.keys == expected_keys);
   EXPECT_TRUE(num_nonfinite.Read<int32_t>() == problem.num_nonfinite);
   problem.nonfinite = nonfinite.Read<uint16_t>();
   problem.SortNonfinite();
@@ -77,7 +81,7 @@ TEST(StageKeysCudaTest, ALaunchWithoutADeviceReturnsItsError) {
 
 TEST(StageKeysCudaTest, WhatIsNotServedIsRefusedAndNothingToDoIsASuccess) {
   StageKeysParams params;
-  params.dtype = DType::kBFloat16;
+  params.pool_dtype = params.dtype = DType::kBFloat16;
   params.head_dim = 128;
   params.page_tokens = 16;
   params.num_layers = params.num_kv_heads = 2;
@@ -91,6 +95,7 @@ TEST(StageKeysCudaTest, WhatIsNotServedIsRefusedAndNothingToDoIsASuccess) {
     EXPECT_EQ(StageKeysCuda(refused, nullptr), cudaErrorInvalidValue);
   };
   expect_refused(&StageKeysParams::dtype, DType::kFloat32);
+  expect_refused(&StageKeysParams::pool_dtype, DType::kFloat16);
   expect_refused(&StageKeysParams::head_dim, 72);
   expect_refused(&StageKeysParams::num_tokens, -1);
   expect_refused(&StageKeysParams::num_tokens, kStageKeysMaxTokens + 1);

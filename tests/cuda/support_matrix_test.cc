@@ -94,8 +94,10 @@ std::string SupportPage() {
           "a GPU\n"
           "so far.\n\n"
           "| KV on | dtype | head_dim | page_tokens |\n|---|---|---|---|\n";
-  const std::pair<int32_t, const char*> dtypes[] = {
-      {SEMKV_DTYPE_F32, "float32"}, {SEMKV_DTYPE_F16, "float16"}, {SEMKV_DTYPE_BF16, "bfloat16"}};
+  const std::pair<int32_t, const char*> dtypes[] = {{SEMKV_DTYPE_F32, "float32"},
+                                                    {SEMKV_DTYPE_F16, "float16"},
+                                                    {SEMKV_DTYPE_BF16, "bfloat16"},
+                                                    {SEMKV_DTYPE_F8_E4M3, "float8 e4m3"}};
   for (const auto& [device, name] : {std::pair{kHost, "host"}, std::pair{kDevice, "device"}}) {
     for (const auto& [dtype, dtype_name] : dtypes) {
       page << "| " << name << " | " << dtype_name << " | " << HeadDims(device, dtype) << " | "
@@ -107,11 +109,13 @@ std::string SupportPage() {
     page << "| " << semkv_policy_name(kind) << " | " << PolicySupport(kHost, kind) << " | "
          << PolicySupport(kDevice, kind) << " |\n";
   }
-  page << "\nAny number of query heads per KV head on the host, up to 64 on a device. q and out of "
-          "a step: any\n"
-          "of the three dtypes on the host, the pool's on a device. Prefill (rows of several "
-          "queries): the\n"
-          "host alone.\n";
+  page
+      << "\nAny number of query heads per KV head on the host, up to 64 on a device. q and out of "
+         "a "
+         "step:\n"
+         "float32, float16 or bfloat16 on the host; on a device the pool's, or float16 or bfloat16 "
+         "beside\n"
+         "float8 e4m3. Prefill (rows of several queries): the host alone.\n";
   return page.str();
 }
 

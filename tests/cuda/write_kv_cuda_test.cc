@@ -42,8 +42,9 @@ TEST(WriteKvCudaTest, EqualsTheReferenceBitForBit) {
   const uint64_t seed = testing::TestSeed(21);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
-  std::vector<testing::WriteKvCase> cases = testing::WriteKvCases();
-  for (int i = 0; i < 40; ++i) cases.push_back(testing::RandomWriteKvCase(rng));
+  std::vector<testing::WriteKvCase> cases = testing::WriteKvCases(testing::kDevicePoolDTypes);
+  for (int i = 0; i < 40; ++i)
+    cases.push_back(testing::RandomWriteKvCase(rng, testing::kDevicePoolDTypes));
   for (const testing::WriteKvCase& c : cases) {
     SCOPED_TRACE(Name(c));
     ExpectCudaEqualsReference(c, rng);
@@ -56,6 +57,12 @@ TEST(WriteKvCudaTest, ALaunchWithoutADeviceReturnsItsError) {
   testing::WriteKvProblem problem({DType::kFloat16, DType::kFloat16, 4, 2, 64, 16, 0}, rng);
   problem.ResetPools();
   EXPECT_NE(WriteKvCuda(problem.params, nullptr), cudaSuccess);
+}
+
+TEST(WriteKvCudaTest, KeysAndValuesOfE4M3AreRefused) {
+  WriteKvParams params;
+  params.dtype = DType::kFloat8E4M3;
+  EXPECT_EQ(WriteKvCuda(params, nullptr), cudaErrorInvalidValue);
 }
 
 TEST(WriteKvCudaTest, NoTokensIsASuccessWithoutALaunch) {

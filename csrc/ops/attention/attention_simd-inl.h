@@ -15,6 +15,7 @@
 #define SEMKV_OPS_ATTENTION_ATTENTION_SIMD_INL_H_
 #endif
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -131,7 +132,7 @@ HWY_INLINE void UnpackRow(const float* HWY_RESTRICT from, size_t head_dim, float
   for (; c < head_dim; c += kLanes) hn::StoreU(hn::Mul(f, hn::Load(d, from + c)), d, to + c);
 }
 
-// A row of `dtype` as floats in natural order.
+// A row of `dtype`, which is not kFloat8E4M3, as floats in natural order.
 HWY_INLINE void LoadRow(const void* HWY_RESTRICT data, DType dtype, int64_t first, size_t head_dim,
                         float* HWY_RESTRICT to) {
   const FloatTag d;
@@ -144,6 +145,9 @@ HWY_INLINE void LoadRow(const void* HWY_RESTRICT data, DType dtype, int64_t firs
       case DType::kBFloat16:
         WidenRow(static_cast<const hwy::bfloat16_t*>(data) + first + c, x);
         break;
+      case DType::kFloat8E4M3:
+        assert(false);
+        return;
       case DType::kFloat32:
         WidenRow(static_cast<const float*>(data) + first + c, x);
         break;

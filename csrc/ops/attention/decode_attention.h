@@ -9,6 +9,9 @@
 // position slots (the engine's pages) and list slots (the hot tier's list pages). The operation
 // never knows what a sentence is.
 //
+// A pool of float8 e4m3 holds K / k_scale and V / v_scale (KvView): K and V above are stored *
+// scale. The host form does not take one.
+//
 // Rows are split into pieces of kDecodeSplitTokens tokens, a constant (on a GPU into parts of equal
 // tiles, decode_attention_plan.h), and pieces are merged in order (of a sparse row: list slots,
 // then position slots): the result does not depend on the number of threads. The two pools may
@@ -76,6 +79,9 @@ struct DecodeAttentionParams {
   const float* rest_out = nullptr;  // [num_rows, num_heads, head_dim], compact; may be null
   const float* rest_lse = nullptr;  // [num_rows, num_heads]; -inf where there is none
 };
+
+// The part of what follows that all forms take: everything but dtypes.
+const char* DecodeShapeUnsupported(const DecodeAttentionParams& params);
 
 // Which (dtype, head_dim, page_tokens) the host form takes: the one list that dispatch,
 // semkv_supports and docs/support.md read. Null when supported, else the reason, naming the value.

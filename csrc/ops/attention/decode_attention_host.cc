@@ -187,10 +187,17 @@ void RunTask(const DecodeAttentionParams& p, int32_t r, int32_t group_index, int
   MergePieces(p, r, group, num_pieces, partials);
 }
 
-const char* ViewUnsupported(const KvView& view) {
+const char* PagesUnsupported(const KvView& view) {
   if (view.page_tokens < 1 || view.page_tokens > 1024 ||
       (view.page_tokens & (view.page_tokens - 1)) != 0) {
     return "page_tokens is not a power of two in [1, 1024]";
+  }
+  return nullptr;
+}
+
+const char* DTypeUnsupported(const KvView& view) {
+  if (view.dtype == DType::kFloat8E4M3) {
+    return "dtype of K and V is float8 e4m3, which is served on a device only";
   }
   if (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat16 &&
       view.dtype != DType::kBFloat16) {
@@ -201,7 +208,7 @@ const char* ViewUnsupported(const KvView& view) {
 
 }  // namespace
 
-const char* DecodeAttentionUnsupported(const DecodeAttentionParams& p) {
+const char* DecodeShapeUnsupported(const DecodeAttentionParams& p) {
   constexpr int32_t kHeadDims[] = {64, 80, 96, 128, 256};
   if (std::find(std::begin(kHeadDims), std::end(kHeadDims), p.head_dim) == std::end(kHeadDims)) {
     return "head_dim is not 64, 80, 96, 128 or 256";
@@ -209,16 +216,24 @@ const char* DecodeAttentionUnsupported(const DecodeAttentionParams& p) {
   if (p.num_kv_heads < 1 || p.num_heads < 1 || p.num_heads % p.num_kv_heads != 0) {
     return "num_heads is not a positive multiple of num_kv_heads";
   }
-  if (p.q_dtype != DType::kFloat32 && p.q_dtype != DType::kFloat16 &&
-      p.q_dtype != DType::kBFloat16) {
-    return "dtype of q is not float32, float16 or bfloat16";
-  }
   if (p.num_selections != 0 && p.num_selections != p.num_kv_heads &&
       p.num_selections != p.num_heads) {
     return "num_selections is neither num_kv_heads nor num_heads";
   }
-  const char* reason = ViewUnsupported(p.position);
-  if (reason == nullptr && p.list.k != nullptr) reason = ViewUnsupported(p.list);
+  const char* reason = PagesUnsupported(p.position);
+  if (reason == nullptr && p.list.k != nullptr) reason = PagesUnsupported(p.list);
+  return reason;
+}
+
+const char* DecodeAttentionUnsupported(const DecodeAttentionParams& p) {
+  const char* reason = DecodeShapeUnsupported(p);
+  if (reason != nullptr) return reason;
+  if (p.q_dtype != DType::kFloat32 && p.q_dtype != DType::kFloat16 &&
+      p.q_dtype != DType::kBFloat16) {
+    return "dtype of q is not float32, float16 or bfloat16";
+  }
+  reason = DTypeUnsupported(p.position);
+  if (reason == nullptr && p.list.k != nullptr) reason = DTypeUnsupported(p.list);
   return reason;
 }
 

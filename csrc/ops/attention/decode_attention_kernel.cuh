@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "csrc/ops/attention/decode_attention_products.cuh"
 #include "csrc/ops/attention/decode_attention_task.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
 #include "csrc/ops/cuda/last_cta.cuh"
@@ -22,29 +23,7 @@
 
 namespace semkv::cuda {
 
-constexpr int32_t kDecodeWarps = 4;
 constexpr int32_t kDecodeThreads = kDecodeWarps * kWarpSize;
-constexpr int32_t kDecodeWarpTokens = kDecodeTileTokens / kDecodeWarps;
-constexpr int32_t kDecodeStages = 2;
-constexpr int32_t kPerCopy = 8;  // elements of 16 bytes
-static_assert(kDecodeWarpTokens == 16 && kDecodeMaxGroupHeads == 16, "sides of mma.m16n8k16");
-
-// Dynamic shared memory, in 16-bit elements: [stage][warp][K, V][16 tokens][row], then 16 queries.
-// Rows are padded by 16 bytes: an odd number of 16-byte units apart, 8 rows of ldmatrix lie in
-// different banks whatever head_dim is. When the loop is over the warps' sums take the place of the
-// tiles.
-template <int32_t kHeadDim>
-struct DecodeLayout {
-  static constexpr int32_t kRow = kHeadDim + kPerCopy;
-  static constexpr int32_t kValues = kDecodeWarpTokens * kRow;  // behind the keys
-  static constexpr int32_t kWarpTile = 2 * kValues;
-  static constexpr int32_t kStage = kDecodeWarps * kWarpTile;
-  static constexpr int32_t kQueries = kDecodeStages * kStage;
-  static constexpr int32_t kBytes = 2 * (kQueries + kDecodeMaxGroupHeads * kRow);
-  static constexpr int32_t kSumsRow = kHeadDim + kPartChannels;  // floats
-  static_assert(kDecodeWarps * kDecodeMaxGroupHeads * kSumsRow * 4 <= 2 * kQueries);
-  static_assert(kRow / kPerCopy % 2 == 1);
-};
 
 struct DecodeShared {
   float max[kDecodeWarps][kDecodeMaxGroupHeads];
@@ -52,84 +31,66 @@ struct DecodeShared {
   bool is_last;
 };
 
-// Per lane: what the warp has added up for heads g and g + 8 (mma.cuh), the sums over values as
-// fragments of D, 8 channels each. The queries' fragments would be half as many registers again;
-// they are read from shared memory for each tile.
-template <int32_t kHeadDim>
-struct DecodeSums {
-  float out[kHeadDim / 8][4] = {};
-  float max[2] = {LowestScore(), LowestScore()};
-  float sum[2] = {};  // of the lane's tokens
-};
-
-// Per warp: where lane's row of four 8x8 matrices of a 16-row tile begins. kNo: those of rows 0-7,
-// the same 8 channels further, rows 8-15; kYes: rows 0-7, rows 8-15, both 8 channels further.
-enum class RowsFirst { kNo, kYes };
-template <RowsFirst kRowsFirst>
-__device__ inline int32_t MatrixRow(int32_t lane, int32_t row_elements) {
-  const int32_t low = lane / 8 % 2, high = lane / 16;
-  const int32_t half = kRowsFirst == RowsFirst::kYes ? low : high;
-  const int32_t channels = kRowsFirst == RowsFirst::kYes ? high : low;
-  return (half * 8 + lane % 8) * row_elements + channels * 8;
-}
-
 // Starts the copy of the group's queries; rows of heads that there are none of become zero.
-template <int32_t kHeadDim>
+template <DType kKv, int32_t kHeadDim>
 __device__ inline void CopyQueries(const DecodeAttentionParams& p, const DecodeTask& task,
                                    int32_t thread, uint16_t* queries) {
-  constexpr int32_t kCopies = kHeadDim / kPerCopy;
+  using Layout = DecodeLayout<kKv, kHeadDim>;
+  constexpr int32_t kCopies = Layout::kQueryCopies;
   const uint16_t* q = static_cast<const uint16_t*>(p.q) + task.row * p.q_row;
   for (int32_t i = thread; i < kDecodeMaxGroupHeads * kCopies; i += kDecodeThreads) {
     const int32_t head = i / kCopies, channel = i % kCopies * kPerCopy;
     const bool is_head = head < task.group.num_heads;
     const uint16_t* from = is_head ? q + (task.group.first_head + head) * p.q_head + channel : q;
-    CopyAsync16OrZero(queries + head * DecodeLayout<kHeadDim>::kRow + channel, from, is_head);
+    CopyAsync16OrZero(queries + head * Layout::kQueryRow + channel, from, is_head);
   }
 }
 
 // Per warp: starts the copy of the keys and values of tokens [first, first + 16) of the row, of
 // which lane i has the slot of the i-th; without a slot they become zero. Nothing where the part
 // has ended.
-template <int32_t kHeadDim>
+template <DType kKv, int32_t kHeadDim>
 __device__ inline void CopyWarpTile(const DecodeAttentionParams& p, const DecodeTask& task,
                                     int32_t first, int32_t slot, int32_t lane, uint16_t* tile) {
   if (first >= task.end) return;
-  constexpr int32_t kCopies = kHeadDim / kPerCopy;
-  constexpr int32_t kRow = DecodeLayout<kHeadDim>::kRow;
+  using Layout = DecodeLayout<kKv, kHeadDim>;
+  constexpr int32_t kCopies = Layout::kRowCopies;
+  constexpr int32_t kWarpCopies = kDecodeWarpTokens * kCopies;
   unsigned long long key = 0, value = 0;
   if (slot != kNoSlot) {
     const KvView& view = first + lane < task.num_list ? p.list : p.position;
     const int32_t head = task.group.kv_head;
-    key = reinterpret_cast<unsigned long long>(static_cast<const uint16_t*>(view.k) +
+    key = reinterpret_cast<unsigned long long>(static_cast<const ElementBits<kKv>*>(view.k) +
                                                KeyOffset(view, slot, head));
-    value = reinterpret_cast<unsigned long long>(static_cast<const uint16_t*>(view.v) +
+    value = reinterpret_cast<unsigned long long>(static_cast<const ElementBits<kKv>*>(view.v) +
                                                  ValueOffset(view, slot, head));
   }
-  for (int32_t i = 0; i < kDecodeWarpTokens * kCopies / kWarpSize; ++i) {
+  for (int32_t i = 0; i < CeilDiv(kWarpCopies, kWarpSize); ++i) {
     const int32_t copy = i * kWarpSize + lane;
-    const int32_t row = copy / kCopies, channel = copy % kCopies * kPerCopy;
+    const int32_t row = copy / kCopies, word = copy % kCopies * kPerCopy;
     const unsigned long long k = __shfl_sync(kAllLanes, key, row);
     const unsigned long long v = __shfl_sync(kAllLanes, value, row);
+    if (kWarpCopies % kWarpSize != 0 && copy >= kWarpCopies) continue;
     const bool is_token = k != 0;
     const void* no_token = p.q;
-    uint16_t* to = tile + row * kRow + channel;
-    CopyAsync16OrZero(to, is_token ? reinterpret_cast<const uint16_t*>(k) + channel : no_token,
+    uint16_t* to = tile + row * Layout::kRow + word;
+    CopyAsync16OrZero(to, is_token ? reinterpret_cast<const uint16_t*>(k) + word : no_token,
                       is_token);
-    CopyAsync16OrZero(to + DecodeLayout<kHeadDim>::kValues,
-                      is_token ? reinterpret_cast<const uint16_t*>(v) + channel : no_token,
-                      is_token);
+    CopyAsync16OrZero(to + Layout::kValues,
+                      is_token ? reinterpret_cast<const uint16_t*>(v) + word : no_token, is_token);
   }
 }
 
-// Products with the queries become scores, in units of log 2.
-__device__ inline void ScaleScores(const DecodeAttentionParams& p, float (&scores)[2][4]) {
-  const float scale = p.scale * kLog2E;
+// Products with the queries become scores, in units of log 2. `factor`: of the products.
+__device__ inline void ScaleScores(const DecodeAttentionParams& p, float factor,
+                                   float (&scores)[2][4]) {
+  const float scale = factor * kLog2E;
   if (p.logit_cap == 0.0f) {
     for (int32_t i = 0; i < 8; ++i) scores[i / 4][i % 4] *= scale;
     return;
   }
   const float cap = p.logit_cap * kLog2E;
-  const float inner = p.scale / p.logit_cap;
+  const float inner = factor / p.logit_cap;
   for (int32_t i = 0; i < 8; ++i) {
     scores[i / 4][i % 4] = cap * tanhf(scores[i / 4][i % 4] * inner);
   }
@@ -137,22 +98,18 @@ __device__ inline void ScaleScores(const DecodeAttentionParams& p, float (&score
 
 // Per warp: scores of the tile's tokens, as fragments of D for tokens 0-7 and 8-15; the lowest
 // where there is no token.
-template <DType kDType, int32_t kHeadDim>
+template <DType kDType, DType kKv, int32_t kHeadDim>
 __device__ inline void ScoreWarpTile(const DecodeAttentionParams& p, int32_t num_tokens,
                                      int32_t lane, const uint16_t* queries, const uint16_t* keys,
                                      float (&scores)[2][4]) {
-  const uint16_t* q_row = queries + MatrixRow<RowsFirst::kYes>(lane, DecodeLayout<kHeadDim>::kRow);
-  const uint16_t* k_row = keys + MatrixRow<RowsFirst::kNo>(lane, DecodeLayout<kHeadDim>::kRow);
   for (int32_t i = 0; i < 4; ++i) scores[0][i] = scores[1][i] = 0.0f;
-  for (int32_t step = 0; step < kHeadDim / 16; ++step) {
-    uint32_t q[4], k[4];
-    LoadMatrixX4<Transpose::kNo>(q, q_row + 16 * step);
-    LoadMatrixX4<Transpose::kNo>(k, k_row + 16 * step);
-    const uint32_t low[2] = {k[0], k[1]}, high[2] = {k[2], k[3]};
-    MmaM16N8K16<kDType>(scores[0], q, low);
-    MmaM16N8K16<kDType>(scores[1], q, high);
+  if constexpr (kKv == DType::kFloat8E4M3) {
+    MultiplyE4M3Keys<kDType, kHeadDim>(lane, queries, keys, scores);
+    ScaleScores(p, p.scale * p.position.k_scale, scores);
+  } else {
+    MultiplyKeys<kDType, kHeadDim>(lane, queries, keys, scores);
+    ScaleScores(p, p.scale, scores);
   }
-  ScaleScores(p, scores);
   for (int32_t i = 0; i < 8; ++i) {
     const int32_t token = i / 4 * 8 + lane % 4 * 2 + i % 2;
     if (token >= num_tokens) scores[i / 4][i % 4] = LowestScore();
@@ -185,48 +142,40 @@ __device__ inline void WeighScores(int32_t half, float (&scores)[2][4],
 }
 
 // Per warp: adds the first num_tokens tokens of its tile.
-template <DType kDType, int32_t kHeadDim>
+template <DType kDType, DType kKv, int32_t kHeadDim>
 __device__ inline void AddWarpTile(const DecodeAttentionParams& p, int32_t num_tokens, int32_t lane,
                                    const uint16_t* queries, const uint16_t* tile,
                                    DecodeSums<kHeadDim>& sums) {
-  using Layout = DecodeLayout<kHeadDim>;
   float weights[2][4];
-  ScoreWarpTile<kDType, kHeadDim>(p, num_tokens, lane, queries, tile, weights);
+  ScoreWarpTile<kDType, kKv, kHeadDim>(p, num_tokens, lane, queries, tile, weights);
   WeighScores<kHeadDim>(0, weights, sums);
   WeighScores<kHeadDim>(1, weights, sums);
-  const uint32_t w[4] = {PackPair<kDType>(weights[0][0], weights[0][1]),
-                         PackPair<kDType>(weights[0][2], weights[0][3]),
-                         PackPair<kDType>(weights[1][0], weights[1][1]),
-                         PackPair<kDType>(weights[1][2], weights[1][3])};
-  const uint16_t* row = tile + Layout::kValues + MatrixRow<RowsFirst::kYes>(lane, Layout::kRow);
-  for (int32_t step = 0; step < kHeadDim / 16; ++step) {
-    uint32_t v[4];
-    LoadMatrixX4<Transpose::kYes>(v, row + 16 * step);
-    const uint32_t low[2] = {v[0], v[1]}, high[2] = {v[2], v[3]};
-    MmaM16N8K16<kDType>(sums.out[2 * step], w, low);
-    MmaM16N8K16<kDType>(sums.out[2 * step + 1], w, high);
+  if constexpr (kKv == DType::kFloat8E4M3) {
+    AddE4M3Values<kHeadDim>(lane, weights, tile, sums);
+  } else {
+    AddValues<kDType, kHeadDim>(lane, weights, tile, sums);
   }
 }
 
 // Per warp: adds its tokens of the part. Copies of the next tiles run meanwhile, and their slots
 // are read one tile earlier still.
-template <DType kDType, int32_t kHeadDim>
+template <DType kDType, DType kKv, int32_t kHeadDim>
 __device__ inline void AddPart(const DecodeAttentionParams& p, const DecodeTask& task,
                                int32_t thread, uint16_t* shared, DecodeSums<kHeadDim>& sums) {
-  using Layout = DecodeLayout<kHeadDim>;
+  using Layout = DecodeLayout<kKv, kHeadDim>;
   const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
   uint16_t* tiles = shared + warp * Layout::kWarpTile;
   uint16_t* queries = shared + Layout::kQueries;
   const auto slot_of = [&](int32_t first) {
     return lane < kDecodeWarpTokens ? SlotOfToken(p, task, first + lane) : kNoSlot;
   };
-  CopyQueries<kHeadDim>(p, task, thread, queries);
+  CopyQueries<kKv, kHeadDim>(p, task, thread, queries);
   CopyAsyncCommit();
   const int32_t begin = task.begin + warp * kDecodeWarpTokens;
   int32_t ahead = begin;
   int32_t slot = slot_of(ahead);
   for (int32_t stage = 0; stage < kDecodeStages; ++stage) {
-    CopyWarpTile<kHeadDim>(p, task, ahead, slot, lane, tiles + stage * Layout::kStage);
+    CopyWarpTile<kKv, kHeadDim>(p, task, ahead, slot, lane, tiles + stage * Layout::kStage);
     CopyAsyncCommit();
     ahead += kDecodeTileTokens;
     slot = slot_of(ahead);
@@ -239,9 +188,9 @@ __device__ inline void AddPart(const DecodeAttentionParams& p, const DecodeTask&
     uint16_t* tile = tiles + stage * Layout::kStage;
     CopyAsyncWait<kDecodeStages - 1>();
     __syncwarp();
-    AddWarpTile<kDType, kHeadDim>(p, task.end - first, lane, queries, tile, sums);
+    AddWarpTile<kDType, kKv, kHeadDim>(p, task.end - first, lane, queries, tile, sums);
     __syncwarp();
-    CopyWarpTile<kHeadDim>(p, task, ahead, slot, lane, tile);
+    CopyWarpTile<kKv, kHeadDim>(p, task, ahead, slot, lane, tile);
     CopyAsyncCommit();
     ahead += kDecodeTileTokens;
     slot = slot_of(ahead);
@@ -250,10 +199,35 @@ __device__ inline void AddPart(const DecodeAttentionParams& p, const DecodeTask&
   CopyAsyncWait<0>();
 }
 
+// Per lane: its sums over values of head g (half 0) or g + 8 to that head's row of shared memory;
+// of e4m3 times the values' scale, so that parts are of values as attention knows them.
+template <DType kKv, int32_t kHeadDim>
+__device__ inline void ShareChannels(int32_t lane, int32_t half, float v_scale,
+                                     const DecodeSums<kHeadDim>& sums, float* row) {
+  const int32_t a = 2 * half, b = a + 1;
+  if constexpr (kKv == DType::kFloat8E4M3) {
+    for (int32_t i = 0; i < kHeadDim / 16; ++i) {
+      const float(&even)[4] = sums.out[2 * i], (&odd)[4] = sums.out[2 * i + 1];
+      float* to = row + 16 * i + lane % 4 * 4;
+      to[0] = even[a] * v_scale;
+      to[1] = odd[a] * v_scale;
+      to[2] = even[b] * v_scale;
+      to[3] = odd[b] * v_scale;
+    }
+  } else {
+    row += lane % 4 * 2;
+    for (int32_t i = 0; i < kHeadDim / 8; ++i) {
+      row[8 * i] = sums.out[i][a];
+      row[8 * i + 1] = sums.out[i][b];
+    }
+  }
+}
+
 // Per warp: leaves what it has added up in shared memory.
-template <int32_t kHeadDim>
-__device__ inline void ShareSums(int32_t thread, int32_t num_heads, DecodeShared& shared,
-                                 float* shared_sums, DecodeSums<kHeadDim>& sums) {
+template <DType kKv, int32_t kHeadDim>
+__device__ inline void ShareSums(int32_t thread, int32_t num_heads, float v_scale,
+                                 DecodeShared& shared, float* shared_sums,
+                                 DecodeSums<kHeadDim>& sums) {
   const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
   for (int32_t half = 0; half < 2; ++half) {
     const int32_t head = lane / 4 + 8 * half;
@@ -265,25 +239,19 @@ __device__ inline void ShareSums(int32_t thread, int32_t num_heads, DecodeShared
       shared.max[warp][head] = sums.max[half];
       shared.sum[warp][head] = sum;
     }
-    float* row = shared_sums +
-                 (warp * kDecodeMaxGroupHeads + head) * DecodeLayout<kHeadDim>::kSumsRow +
-                 lane % 4 * 2;
-    for (int32_t i = 0; i < kHeadDim / 8; ++i) {
-      row[8 * i] = sums.out[i][2 * half];
-      row[8 * i + 1] = sums.out[i][2 * half + 1];
-    }
+    float* row =
+        shared_sums + (warp * kDecodeMaxGroupHeads + head) * DecodeLayout<kKv, kHeadDim>::kSumsRow;
+    ShareChannels<kKv, kHeadDim>(lane, half, v_scale, sums, row);
   }
 }
 
-template <int32_t kHeadDim>
+template <int32_t kSumsRow>
 __device__ inline DecodePart WarpPart(int32_t warp, int32_t head, int32_t channel,
                                       const DecodeShared& shared, const float* shared_sums) {
   DecodePart part;
   part.max = shared.max[warp][head];
   part.sum = shared.sum[warp][head];
-  LoadFloats(shared_sums + (warp * kDecodeMaxGroupHeads + head) * DecodeLayout<kHeadDim>::kSumsRow +
-                 channel,
-             part.out);
+  LoadFloats(shared_sums + (warp * kDecodeMaxGroupHeads + head) * kSumsRow + channel, part.out);
   return part;
 }
 
@@ -295,9 +263,10 @@ __device__ inline bool IsLastPart(const DecodeAttentionLaunch& launch, const Dec
   return IsLastCta(counter, static_cast<uint32_t>(task.num_splits), thread, shared.is_last);
 }
 
-// grid = (splits, head groups, rows).
-template <DType kDType, int32_t kHeadDim>
-__global__ void __launch_bounds__(kDecodeThreads)
+// grid = (splits, head groups, rows). kDType: of q and out; kKv: of the pools, kDType or
+// kFloat8E4M3.
+template <DType kDType, DType kKv, int32_t kHeadDim>
+__global__ void __launch_bounds__(kDecodeThreads, DecodeLayout<kKv, kHeadDim>::kMinCtas)
     DecodeAttentionKernel(const __grid_constant__ DecodeAttentionLaunch launch) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   DecodeTask task;
@@ -306,19 +275,21 @@ __global__ void __launch_bounds__(kDecodeThreads)
   std::byte* dynamic_shared = DynamicSharedMemory();
   float* shared_sums = reinterpret_cast<float*>(dynamic_shared);
   DecodeSums<kHeadDim> sums;
-  AddPart<kDType, kHeadDim>(launch.params, task, thread,
-                            reinterpret_cast<uint16_t*>(dynamic_shared), sums);
+  AddPart<kDType, kKv, kHeadDim>(launch.params, task, thread,
+                                 reinterpret_cast<uint16_t*>(dynamic_shared), sums);
   __syncthreads();
-  ShareSums<kHeadDim>(thread, task.group.num_heads, shared, shared_sums, sums);
+  ShareSums<kKv, kHeadDim>(thread, task.group.num_heads, launch.params.position.v_scale, shared,
+                           shared_sums, sums);
   __syncthreads();
 
+  constexpr int32_t kSumsRow = DecodeLayout<kKv, kHeadDim>::kSumsRow;
   constexpr int32_t kParts = kHeadDim / kPartChannels;
   const int32_t num_parts = task.group.num_heads * kParts;
   for (int32_t i = thread; i < num_parts; i += kDecodeThreads) {
     const int32_t head = i / kParts, channel = i % kParts * kPartChannels;
-    DecodePart part = WarpPart<kHeadDim>(0, head, channel, shared, shared_sums);
+    DecodePart part = WarpPart<kSumsRow>(0, head, channel, shared, shared_sums);
     for (int32_t warp = 1; warp < kDecodeWarps; ++warp) {
-      Join(part, WarpPart<kHeadDim>(warp, head, channel, shared, shared_sums));
+      Join(part, WarpPart<kSumsRow>(warp, head, channel, shared, shared_sums));
     }
     if (task.num_splits == 1) {
       StoreResult<kDType>(launch.params, task, head, channel, part);
@@ -337,18 +308,32 @@ __global__ void __launch_bounds__(kDecodeThreads)
   }
 }
 
-template <DType kDType, typename Launch>
+template <DType kDType, DType kKv, typename Launch>
 auto DispatchDecodeHeadDim(LaunchShape shape, int32_t head_dim, const Launch& launch) {
   const auto with = [&](auto constant) {
     constexpr int32_t kHeadDim = decltype(constant)::value;
-    shape.dynamic_shared_bytes = DecodeLayout<kHeadDim>::kBytes;
-    return launch(&DecodeAttentionKernel<kDType, kHeadDim>, shape);
+    shape.dynamic_shared_bytes = DecodeLayout<kKv, kHeadDim>::kBytes;
+    return launch(&DecodeAttentionKernel<kDType, kKv, kHeadDim>, shape);
   };
   if (head_dim == 64) return with(std::integral_constant<int32_t, 64>{});
   if (head_dim == 80) return with(std::integral_constant<int32_t, 80>{});
   if (head_dim == 96) return with(std::integral_constant<int32_t, 96>{});
   if (head_dim == 128) return with(std::integral_constant<int32_t, 128>{});
   return with(std::integral_constant<int32_t, 256>{});
+}
+
+// A pool that is used: dtype and scales are the same in both.
+inline const KvView& UsedPool(const DecodeAttentionParams& p) {
+  return p.position.k != nullptr ? p.position : p.list;
+}
+
+template <DType kDType, typename Launch>
+auto DispatchDecodePools(LaunchShape shape, const DecodeAttentionParams& params,
+                         const Launch& launch) {
+  if (UsedPool(params).dtype == DType::kFloat8E4M3) {
+    return DispatchDecodeHeadDim<kDType, DType::kFloat8E4M3>(shape, params.head_dim, launch);
+  }
+  return DispatchDecodeHeadDim<kDType, kDType>(shape, params.head_dim, launch);
 }
 
 // Returns launch(kernel, shape) with the instance of DecodeAttentionKernel that serves `params`,
@@ -362,16 +347,21 @@ auto DispatchDecodeAttention(const DecodeAttentionParams& params, const DecodeAt
   shape.grid_z = static_cast<uint32_t>(params.num_rows);
   shape.threads = kDecodeThreads;
   if (params.q_dtype == DType::kFloat16) {
-    return DispatchDecodeHeadDim<DType::kFloat16>(shape, params.head_dim, launch);
+    return DispatchDecodePools<DType::kFloat16>(shape, params, launch);
   }
-  return DispatchDecodeHeadDim<DType::kBFloat16>(shape, params.head_dim, launch);
+  return DispatchDecodePools<DType::kBFloat16>(shape, params, launch);
 }
 
 // `workspace` holds DecodeAttentionCudaWorkspaceBytes.
 inline DecodeAttentionLaunch MakeDecodeLaunch(const DecodeAttentionParams& params,
                                               const DecodeAttentionPlan& plan, void* workspace) {
   std::byte* parts = static_cast<std::byte*>(workspace) + DecodeCounterBytes(plan);
-  return {params, plan, static_cast<uint32_t*>(workspace), reinterpret_cast<float*>(parts)};
+  DecodeAttentionLaunch launch = {params, plan, static_cast<uint32_t*>(workspace),
+                                  reinterpret_cast<float*>(parts)};
+  // Both pools have the same.
+  launch.params.position.k_scale = UsedPool(params).k_scale;
+  launch.params.position.v_scale = UsedPool(params).v_scale;
+  return launch;
 }
 
 }  // namespace semkv::cuda

@@ -1,6 +1,7 @@
 #include "csrc/ops/attention/decode_attention_piece.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -333,6 +334,9 @@ void AttendPieceTarget(const DecodeAttentionParams& params, const DecodePiece& p
       if (TakesBf16Dots(params)) return AttendBf16(params, piece);
 #endif
       return AttendStored<hwy::bfloat16_t>(params, piece);
+    case DType::kFloat8E4M3:  // DecodeAttentionUnsupported
+      assert(false);
+      return;
     case DType::kFloat32:
       return AttendStored<float>(params, piece);
   }

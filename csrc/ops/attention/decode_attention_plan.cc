@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <limits>
 
 namespace semkv {
 namespace {
@@ -20,9 +22,40 @@ bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 bool IsAligned(int64_t stride) { return stride % 8 == 0; }
 
 bool IsAligned(const KvView& view) {
-  return IsAligned(view.k) && IsAligned(view.v) && IsAligned(view.k_page) &&
-         IsAligned(view.k_head) && IsAligned(view.k_token) && IsAligned(view.v_page) &&
-         IsAligned(view.v_head) && IsAligned(view.v_token);
+  const int64_t strides[] = {view.k_page, view.k_head, view.k_token,
+                             view.v_page, view.v_head, view.v_token};
+  return IsAligned(view.k) && IsAligned(view.v) &&
+         std::all_of(std::begin(strides), std::end(strides),
+                     [&](int64_t stride) { return stride * DTypeBytes(view.dtype) % 16 == 0; });
+}
+
+bool IsScale(float x) { return x > 0.0f && x <= std::numeric_limits<float>::max(); }
+
+const char* PoolsUnsupported(const DecodeAttentionParams& p) {
+  const bool has_position = p.position.k != nullptr, has_list = p.list.k != nullptr;
+  if (has_position && p.position.dtype != p.q_dtype && p.position.dtype != DType::kFloat8E4M3) {
+    return "dtype of the position pool is not that of q, nor float8 e4m3";
+  }
+  if (has_list && p.list.dtype != p.q_dtype && p.list.dtype != DType::kFloat8E4M3) {
+    return "dtype of the list pool is not that of q, nor float8 e4m3";
+  }
+  if (has_position && has_list && p.position.dtype != p.list.dtype) {
+    return "the position pool and the list pool differ in dtype";
+  }
+  if (has_position && has_list &&
+      (p.position.k_scale != p.list.k_scale || p.position.v_scale != p.list.v_scale)) {
+    return "the position pool and the list pool differ in k_scale or v_scale";
+  }
+  for (const KvView* view : {&p.position, &p.list}) {
+    if (view->k == nullptr) continue;
+    if (view->dtype != DType::kFloat8E4M3 && (view->k_scale != 1.0f || view->v_scale != 1.0f)) {
+      return "k_scale or v_scale is not 1 and the pool not float8 e4m3";
+    }
+    if (!IsScale(view->k_scale) || !IsScale(view->v_scale)) {
+      return "k_scale or v_scale is not a positive number";
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -36,7 +69,10 @@ DecodeAttentionPlan PlanDecodeAttention(const DecodeAttentionBounds& bounds) {
   plan.group_heads = std::max(LargestGroup(bounds.num_heads, bounds.num_kv_heads),
                               LargestGroup(bounds.num_heads, bounds.num_selections));
   // A part's result is written and read: 8 bytes per head and channel, against 256 of a tile.
-  plan.part_tiles = std::max(2, CeilDiv(plan.group_heads, 2));
+  // Of e4m3 that is 128.
+  plan.part_tiles = bounds.kv_dtype == DType::kFloat8E4M3
+                        ? std::max(3, CeilDiv(3 * plan.group_heads, 4))
+                        : std::max(2, CeilDiv(plan.group_heads, 2));
   const int64_t groups = std::max<int64_t>(1, int64_t{plan.num_rows} * plan.num_groups);
   const int64_t ctas = int64_t{kResidentCtas} * bounds.num_multiprocessors;
   plan.filling_splits = static_cast<int32_t>(CeilDiv(ctas, groups));
@@ -54,15 +90,12 @@ size_t DecodeAttentionCudaWorkspaceBytes(const DecodeAttentionPlan& plan) {
 }
 
 const char* DecodeAttentionCudaUnsupported(const DecodeAttentionParams& p) {
-  const char* reason = DecodeAttentionUnsupported(p);
-  if (reason != nullptr) return reason;
+  if (const char* reason = DecodeShapeUnsupported(p); reason != nullptr) return reason;
   if (p.q_dtype == DType::kFloat32) return "dtype of q is float32";
-  if (p.position.k != nullptr && p.position.dtype != p.q_dtype) {
-    return "dtype of the position pool is not that of q";
+  if (p.q_dtype != DType::kFloat16 && p.q_dtype != DType::kBFloat16) {
+    return "dtype of q is not float16 or bfloat16";
   }
-  if (p.list.k != nullptr && p.list.dtype != p.q_dtype) {
-    return "dtype of the list pool is not that of q";
-  }
+  if (const char* reason = PoolsUnsupported(p); reason != nullptr) return reason;
   if (!IsAligned(p.q) || !IsAligned(p.q_row) || !IsAligned(p.q_head)) {
     return "q is not aligned to 16 bytes";
   }

@@ -54,6 +54,7 @@ struct DecodeAttentionBounds {
   int32_t num_kv_heads = 0;
   int32_t num_selections = 0;  // 0: no sparse rows
   int32_t head_dim = 0;
+  DType kv_dtype = DType::kFloat16;   // of the pools
   int32_t num_multiprocessors = 132;  // of the GPU
 };
 
@@ -93,9 +94,10 @@ inline size_t DecodeCounterBytes(const DecodeAttentionPlan& plan) {
 
 size_t DecodeAttentionCudaWorkspaceBytes(const DecodeAttentionPlan& plan);
 
-// Null when the CUDA form takes `params`, else the reason, naming the value. Beyond
-// DecodeAttentionUnsupported: float16 or bfloat16, the same in q and the pools, and rows of q, out,
-// keys and values at multiples of 16 bytes.
+// Null when the CUDA form takes `params`, else the reason, naming the value. What both forms take
+// (DecodeShapeUnsupported) of float16 or bfloat16, the same in q and the pools, or pools of
+// kFloat8E4M3, with the same scales in both; and rows of q, out, keys and values at multiples of 16
+// bytes.
 const char* DecodeAttentionCudaUnsupported(const DecodeAttentionParams& params);
 
 // The same for a plan that was made for other shapes.

@@ -45,10 +45,12 @@ void AddToken(const DecodeAttentionParams& p, const KvView& view, int32_t slot, 
     score += static_cast<double>(LoadAsFloat(p.q, p.q_dtype, q + c)) *
              LoadAsFloat(view.k, view.dtype, k + c);
   }
-  score *= p.scale;
+  score *= double{p.scale} * view.k_scale;
   if (p.logit_cap != 0.0f) score = p.logit_cap * std::tanh(score / p.logit_cap);
   Add(
-      score, p.head_dim, [&](int32_t c) { return LoadAsFloat(view.v, view.dtype, v + c); }, state);
+      score, p.head_dim,
+      [&](int32_t c) { return double{view.v_scale} * LoadAsFloat(view.v, view.dtype, v + c); },
+      state);
 }
 
 void AddSlots(const DecodeAttentionParams& p, const KvView& view, const SlotLists& lists, int32_t r,

@@ -101,6 +101,7 @@ void MergeStatesHost(const MergeStatesParams& params, ThreadPool& pool) {
 
 const char* MergeStatesCudaUnsupported(const MergeStatesParams& p) {
   constexpr int64_t kMaxUnits = std::numeric_limits<int32_t>::max();
+  if (p.out_dtype == DType::kFloat8E4M3) return "dtype of out is float8 e4m3";
   if (p.dtype != DType::kFloat32 && p.dtype != p.out_dtype) {
     return "dtype of o is neither float32 nor that of out";
   }

@@ -4,6 +4,9 @@
 //
 //   keys[cell, i] = key of token first + i in the cell's layer, for its KV head
 //
+// Keys that are stored as float8 e4m3 come out as bfloat16: stored * k_scale, rounded to float32
+// and then to bfloat16. What is finite is asked of that.
+//
 // On the host lists are built from float32 rows, which GatherKeys (write_kv.h) gathers and converts
 // at once: there is no second form of that here.
 
@@ -19,13 +22,15 @@ namespace semkv {
 constexpr int32_t kStageKeysMaxTokens = 65535;
 
 struct StageKeysParams {
-  // [num_layers]; of each only k, k_page, k_head and k_token are read. CUDA: device memory.
+  // [num_layers]; of each only k, k_page, k_head, k_token and, of e4m3, k_scale are read. CUDA:
+  // device memory.
   const KvView* layers = nullptr;
   int32_t num_layers = 0;
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
-  DType dtype = DType::kFloat32;  // of all layers
-  int32_t page_tokens = 0;        // of all layers; a power of two
+  DType pool_dtype = DType::kFloat32;  // of all layers
+  DType dtype = DType::kFloat32;       // of `keys`: pool_dtype, or kBFloat16 if that is kFloat8E4M3
+  int32_t page_tokens = 0;             // of all layers; a power of two
   // Block table: token i is at place (first + i) % page_tokens of pages[(first + i) / page_tokens].
   const int32_t* pages = nullptr;
   int32_t first = 0;       // at least 0; first + num_tokens is an int32_t

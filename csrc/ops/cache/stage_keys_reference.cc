@@ -21,7 +21,17 @@ const char* PoolKey(const StageKeysParams& params, const KvView& layer, int32_t 
   const int64_t page = params.pages[position / params.page_tokens];
   const int64_t element =
       page * layer.k_page + head * layer.k_head + position % params.page_tokens * layer.k_token;
-  return static_cast<const char*>(layer.k) + element * DTypeBytes(params.dtype);
+  return static_cast<const char*>(layer.k) + element * DTypeBytes(params.pool_dtype);
+}
+
+void StageKey(const StageKeysParams& params, const char* key, float scale, char* row) {
+  if (params.pool_dtype == params.dtype) {
+    std::memcpy(row, key, params.head_dim * DTypeBytes(params.dtype));
+    return;
+  }
+  for (int32_t d = 0; d < params.head_dim; ++d) {
+    StoreFromFloat(row, params.dtype, d, LoadAsFloat(key, params.pool_dtype, d) * scale);
+  }
 }
 
 }  // namespace
@@ -32,11 +42,11 @@ void StageKeysReference(const StageKeysParams& params) {
     for (int32_t head = 0; head < params.num_kv_heads; ++head) {
       const int64_t cell = int64_t{layer} * params.num_kv_heads + head;
       for (int32_t i = 0; i < params.num_tokens; ++i) {
-        const char* key = PoolKey(params, params.layers[layer], head, i);
-        const int64_t row = cell * params.num_tokens + i;
-        std::memcpy(static_cast<char*>(params.keys) + row * row_bytes, key, row_bytes);
+        char* row = static_cast<char*>(params.keys) + (cell * params.num_tokens + i) * row_bytes;
+        StageKey(params, PoolKey(params, params.layers[layer], head, i),
+                 params.layers[layer].k_scale, row);
         if (params.num_nonfinite == nullptr) continue;
-        if (IsFinite(key, params.dtype, params.head_dim)) continue;
+        if (IsFinite(row, params.dtype, params.head_dim)) continue;
         const int32_t place = params.num_nonfinite[cell]++;
         params.nonfinite[cell * params.num_tokens + place] = static_cast<uint16_t>(i);
       }

@@ -5,6 +5,7 @@
 namespace semkv {
 
 cudaError_t WriteKvCuda(const WriteKvParams& params, cudaStream_t stream) {
+  if (params.dtype == DType::kFloat8E4M3) return cudaErrorInvalidValue;
   return cuda::DispatchWriteKv(params, [&](auto* kernel, const LaunchShape& shape) {
     return LaunchKernel(kernel, shape, params, stream);
   });

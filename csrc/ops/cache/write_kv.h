@@ -1,4 +1,9 @@
 // New keys and values into their slots, and keys or values out of slots as float32.
+//
+// A pool of float8 e4m3 (CUDA and reference alone; the host form and GatherKeys, GatherValues do
+// not take it) gets x / scale, a division in float32, rounded once to float32 and once to e4m3,
+// where what is beyond 448 becomes 448, infinity too, and NaN stays NaN. Not x times the
+// reciprocal, which rounds otherwise: these are the numbers that vLLM stores with the same scale.
 
 #ifndef SEMKV_OPS_CACHE_WRITE_KV_H_
 #define SEMKV_OPS_CACHE_WRITE_KV_H_
@@ -14,7 +19,8 @@ class ThreadPool;
 struct WriteKvParams {
   const void* k = nullptr;  // [num_tokens, num_kv_heads, head_dim], dtype; channels contiguous
   const void* v = nullptr;
-  DType dtype = DType::kFloat32;  // of k and v; converted (round to nearest even) to view.dtype
+  DType dtype = DType::kFloat32;  // of k and v; converted (round to nearest even) to view.dtype;
+                                  // not kFloat8E4M3
   int64_t k_token = 0, k_head = 0, v_token = 0, v_head = 0;  // strides in elements
   int32_t num_tokens = 0;
   int32_t num_kv_heads = 0;

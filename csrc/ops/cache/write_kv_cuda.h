@@ -10,7 +10,8 @@
 namespace semkv {
 
 // Enqueues the work on `stream` and returns without waiting. All pointers are device pointers; no
-// slot may occur twice. Bit for bit what WriteKvReference writes.
+// slot may occur twice. Bit for bit what WriteKvReference writes. cudaErrorInvalidValue if k and v
+// are of kFloat8E4M3.
 cudaError_t WriteKvCuda(const WriteKvParams& params, cudaStream_t stream);
 
 }  // namespace semkv

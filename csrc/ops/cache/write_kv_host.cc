@@ -1,6 +1,7 @@
 #include "csrc/ops/cache/write_kv.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 
 #include "csrc/ops/parallel/thread_pool.h"
@@ -78,6 +79,7 @@ constexpr int32_t kTaskTokens = 32;
 }  // namespace
 
 void WriteKvHost(const WriteKvParams& params, ThreadPool& pool) {
+  assert(params.view.dtype != DType::kFloat8E4M3);
   const auto write = HWY_DYNAMIC_DISPATCH(WriteKv);
   pool.Run(CeilDiv(params.num_tokens, kTaskTokens), [&](int64_t task, int) {
     const int32_t begin = static_cast<int32_t>(task) * kTaskTokens;

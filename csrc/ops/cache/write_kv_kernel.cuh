@@ -43,10 +43,32 @@ __device__ inline void LoadUnit(const ElementBits<kDType>* from,
   }
 }
 
-// Per thread: converts kElements elements and stores them to global memory.
-template <DType kFrom, DType kTo, int32_t kElements>
-__device__ inline void StoreUnit(const ElementBits<kFrom> (&x)[kElements], ElementBits<kTo>* to) {
+// Per thread: divides kElements elements by the pool's scale and stores them to global memory as
+// e4m3.
+template <DType kFrom, int32_t kElements>
+__device__ inline void StoreE4M3Unit(const ElementBits<kFrom> (&x)[kElements], float scale,
+                                     uint8_t* to) {
   if constexpr (kElements == 1) {
+    *to = E4M3FromFloat(FloatFromElement<kFrom>(x[0]) / scale);
+  } else {
+    static_assert(kElements == 16);
+    Vec16 vector = {};
+    for (int32_t i = 0; i < kElements; i += 2) {
+      const uint32_t pair = PackE4M3(FloatFromElement<kFrom>(x[i]) / scale,
+                                     FloatFromElement<kFrom>(x[i + 1]) / scale);
+      vector.words[i / 4] |= pair << (8 * (i % 4));
+    }
+    Store(to, vector);
+  }
+}
+
+// Per thread: converts kElements elements and stores them to global memory. `scale` is of e4m3.
+template <DType kFrom, DType kTo, int32_t kElements>
+__device__ inline void StoreUnit(const ElementBits<kFrom> (&x)[kElements], float scale,
+                                 ElementBits<kTo>* to) {
+  if constexpr (kTo == DType::kFloat8E4M3) {
+    StoreE4M3Unit<kFrom>(x, scale, to);
+  } else if constexpr (kElements == 1) {
     *to = ConvertElement<kFrom, kTo>(x[0]);
   } else {
     constexpr int32_t kPerVector = 16 / sizeof(to[0]);
@@ -84,8 +106,8 @@ __global__ void __launch_bounds__(kWriteKvMaxThreads)
     LoadUnit<kFrom>(value, value_unit);
     To* key_slot = static_cast<To*>(p.view.k) + KeyOffset(p.view, slot, head) + channel;
     To* value_slot = static_cast<To*>(p.view.v) + ValueOffset(p.view, slot, head) + channel;
-    StoreUnit<kFrom, kTo>(key_unit, key_slot);
-    StoreUnit<kFrom, kTo>(value_unit, value_slot);
+    StoreUnit<kFrom, kTo>(key_unit, p.view.k_scale, key_slot);
+    StoreUnit<kFrom, kTo>(value_unit, p.view.v_scale, value_slot);
   }
 }
 
@@ -113,21 +135,27 @@ inline LaunchShape WriteKvLaunchShape(const WriteKvParams& p, int32_t unit_eleme
   return shape;
 }
 
-// Returns launch(kernel, shape) with the instance of WriteKvKernel that serves `params`.
+template <DType kFrom, DType kTo, typename Launch>
+auto DispatchWriteKvUnit(const WriteKvParams& params, const Launch& launch) {
+  if (WriteKvTakesVectors(params)) {
+    constexpr int32_t kElements = kWriteKvUnitElements<kFrom, kTo, WriteKvUnit::kVectors>;
+    return launch(&WriteKvKernel<kFrom, kTo, WriteKvUnit::kVectors>,
+                  WriteKvLaunchShape(params, kElements));
+  }
+  return launch(&WriteKvKernel<kFrom, kTo, WriteKvUnit::kElements>, WriteKvLaunchShape(params, 1));
+}
+
+// Returns launch(kernel, shape) with the instance of WriteKvKernel that serves `params`, of which
+// dtype is not kFloat8E4M3.
 template <typename Launch>
 auto DispatchWriteKv(const WriteKvParams& params, const Launch& launch) {
-  const bool vectors = WriteKvTakesVectors(params);
   return DispatchDType(params.dtype, [&](auto from) {
+    constexpr DType kFrom = decltype(from)::value;
+    if (params.view.dtype == DType::kFloat8E4M3) {
+      return DispatchWriteKvUnit<kFrom, DType::kFloat8E4M3>(params, launch);
+    }
     return DispatchDType(params.view.dtype, [&](auto to) {
-      constexpr DType kFrom = decltype(from)::value;
-      constexpr DType kTo = decltype(to)::value;
-      if (vectors) {
-        constexpr int32_t kElements = kWriteKvUnitElements<kFrom, kTo, WriteKvUnit::kVectors>;
-        return launch(&WriteKvKernel<kFrom, kTo, WriteKvUnit::kVectors>,
-                      WriteKvLaunchShape(params, kElements));
-      }
-      return launch(&WriteKvKernel<kFrom, kTo, WriteKvUnit::kElements>,
-                    WriteKvLaunchShape(params, 1));
+      return DispatchWriteKvUnit<kFrom, decltype(to)::value>(params, launch);
     });
   });
 }

@@ -131,7 +131,7 @@ inline bool KMeansPlanServes(const KMeansPlan& plan, const KMeansParams& p) {
   return p.num_problems == plan.num_problems && p.head_dim == plan.head_dim &&
          p.max_points == plan.max_points && p.max_lists == plan.max_lists &&
          p.iterations == plan.iterations && p.max_lone == plan.max_lone &&
-         p.dtype != DType::kFloat32 &&
+         (p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16) &&
          KMeansCudaUnsupported(p.num_problems, p.head_dim, p.max_points, p.max_lists, p.iterations,
                                p.max_lone) == nullptr;
 }

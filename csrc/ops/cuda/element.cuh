@@ -13,13 +13,16 @@
 namespace semkv {
 
 template <DType kDType>
-using ElementBits = std::conditional_t<kDType == DType::kFloat32, uint32_t, uint16_t>;
+using ElementBits =
+    std::conditional_t<kDType == DType::kFloat32, uint32_t,
+                       std::conditional_t<kDType == DType::kFloat8E4M3, uint8_t, uint16_t>>;
 
 template <DType kDType>
 __device__ inline float FloatFromElement(ElementBits<kDType> bits) {
   if constexpr (kDType == DType::kFloat32) return FloatFromBits(bits);
   if constexpr (kDType == DType::kFloat16) return FloatFromFloat16(bits);
   if constexpr (kDType == DType::kBFloat16) return FloatFromBFloat16(bits);
+  if constexpr (kDType == DType::kFloat8E4M3) return FloatFromE4M3(bits);
 }
 
 template <DType kDType>
@@ -27,6 +30,7 @@ __device__ inline ElementBits<kDType> ElementFromFloat(float x) {
   if constexpr (kDType == DType::kFloat32) return FloatBits(x);
   if constexpr (kDType == DType::kFloat16) return Float16FromFloat(x);
   if constexpr (kDType == DType::kBFloat16) return BFloat16FromFloat(x);
+  if constexpr (kDType == DType::kFloat8E4M3) return E4M3FromFloat(x);
 }
 
 // The same dtype is a copy, so that NaN payloads survive.
@@ -41,19 +45,57 @@ __device__ inline ElementBits<kTo> ConvertElement(ElementBits<kFrom> bits) {
 
 #ifdef SEMKV_SIMT
 
+__device__ inline uint32_t Float16PairFromE4M3(uint32_t pair) {
+  return Float16FromFloat(FloatFromE4M3(static_cast<uint8_t>(pair))) |
+         uint32_t{Float16FromFloat(FloatFromE4M3(static_cast<uint8_t>(pair >> 8)))} << 16;
+}
+
+__device__ inline uint16_t PackE4M3(float low, float high) {
+  return static_cast<uint16_t>(E4M3FromFloat(low) | E4M3FromFloat(high) << 8);
+}
+
 template <DType kDType>
 __device__ inline void UnpackPair(uint32_t pair, float& low, float& high) {
-  static_assert(kDType != DType::kFloat32);
+  static_assert(kDType == DType::kFloat16 || kDType == DType::kBFloat16);
   low = FloatFromElement<kDType>(static_cast<uint16_t>(pair));
   high = FloatFromElement<kDType>(static_cast<uint16_t>(pair >> 16));
 }
 
 #else
 
+// The two numbers of e4m3 in the low half of `pair` as two of float16: exact. NaN stays NaN, but
+// not which.
+__device__ __forceinline__ uint32_t Float16PairFromE4M3(uint32_t pair) {
+  uint32_t halves;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
+#else
+  // As a float16 with the same fields it is 2^-8 times the number, subnormal ones too. Where all of
+  // them are ones the sum carries to bit 14.
+  const uint32_t bytes = (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;
+  const uint32_t magnitude = (bytes & 0x7f007f00u) >> 1;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(halves) : "r"(magnitude), "r"(0x5c005c00u));
+  halves |= bytes & 0x80008000u;
+  halves |= ((magnitude + 0x00800080u) >> 14 & 0x00010001u) * 0x7e00u;
+#endif
+  return halves;
+}
+
+// Two numbers as e4m3, with the bits of E4M3FromFloat.
+__device__ __forceinline__ uint16_t PackE4M3(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return static_cast<uint16_t>(E4M3FromFloat(low) | E4M3FromFloat(high) << 8);
+#endif
+}
+
 // Two elements of 16 bits as floats: exact, and one instruction each. NaN stays NaN, but not which.
 template <DType kDType>
 __device__ __forceinline__ void UnpackPair(uint32_t pair, float& low, float& high) {
-  static_assert(kDType != DType::kFloat32);
+  static_assert(kDType == DType::kFloat16 || kDType == DType::kBFloat16);
   if constexpr (kDType == DType::kFloat16) {
     asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
         : "=f"(low), "=f"(high)

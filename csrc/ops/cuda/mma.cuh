@@ -47,6 +47,10 @@ __device__ inline uint32_t PackPair(float low, float high) {
                                              << 16;
 }
 
+__device__ inline uint32_t SwapMiddleBytes(uint32_t x) {
+  return (x & 0xff0000ffu) | (x & 0xff00u) << 8 | (x & 0xff0000u) >> 8;
+}
+
 #else
 
 // D += A * B.
@@ -111,7 +115,26 @@ __device__ __forceinline__ uint32_t PackPair(float low, float high) {
   return pair;
 }
 
+__device__ __forceinline__ uint32_t SwapMiddleBytes(uint32_t x) {
+  return __byte_perm(x, 0, 0x3120);
+}
+
 #endif
+
+// Four numbers of e4m3 as two registers of a fragment, in their order: exact. NaN stays NaN, but
+// not which.
+template <DType kDType>
+__device__ inline void UnpackE4M3(uint32_t four, uint32_t& first, uint32_t& second) {
+  first = Float16PairFromE4M3(four);
+  second = Float16PairFromE4M3(four >> 16);
+  if constexpr (kDType == DType::kBFloat16) {
+    float low, high;
+    UnpackPair<DType::kFloat16>(first, low, high);
+    first = PackPair<DType::kBFloat16>(low, high);
+    UnpackPair<DType::kFloat16>(second, low, high);
+    second = PackPair<DType::kBFloat16>(low, high);
+  }
+}
 
 }  // namespace semkv
 

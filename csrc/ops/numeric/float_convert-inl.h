@@ -13,6 +13,7 @@
 
 #include <hwy/highway.h>
 
+#include <cassert>
 #include <cstdint>
 
 #include "csrc/ops/numeric/float_convert.h"
@@ -125,7 +126,8 @@ HWY_INLINE void ConvertRow(const typename Element<kFrom>::Type* src, int64_t n,
   for (; i < n; ++i) StoreFromFloat(dst, kTo, i, LoadAsFloat(src, kFrom, i));
 }
 
-// Calls f with an object whose `kDType` is `dtype`.
+// Calls f with an object whose `kDType` is `dtype`, which is not kFloat8E4M3: nothing on the host
+// is.
 template <DType kValue>
 struct DTypeTag {
   static constexpr DType kDType = kValue;
@@ -138,6 +140,9 @@ HWY_INLINE void DispatchDType(DType dtype, const F& f) {
       return f(DTypeTag<DType::kFloat16>{});
     case DType::kBFloat16:
       return f(DTypeTag<DType::kBFloat16>{});
+    case DType::kFloat8E4M3:
+      assert(false);
+      return;
     case DType::kFloat32:
       break;
   }

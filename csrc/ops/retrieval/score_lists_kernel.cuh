@@ -194,7 +194,7 @@ inline bool ScoreListsCudaServes(const ScoreListsParams& p, const ScoreListsPlan
          p.num_selections == plan.num_selections && p.head_dim == plan.head_dim &&
          p.num_selections > 0 && p.num_heads % p.num_selections == 0 &&
          p.num_heads / p.num_selections <= kScoreMaxHeads && p.head_dim > 0 &&
-         p.head_dim % 16 == 0 && p.head_dim <= kScoreMaxHeadDim;
+         p.head_dim % 16 == 0 && p.head_dim <= kScoreMaxHeadDim && p.q_dtype != DType::kFloat8E4M3;
 }
 
 inline ScoreListsKernelParams MakeScoreListsKernelParams(const ScoreListsParams& params,

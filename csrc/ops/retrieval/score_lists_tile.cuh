@@ -155,15 +155,25 @@ __device__ inline void BeginTile(const TileView& view, int32_t head_dim, int32_t
   CopyAsyncCommit();
 }
 
-// Per thread: 8 channels of a query head as float.
+__device__ inline float QueryFromBits(DType dtype, uint16_t bits) {
+  return dtype == DType::kFloat16 ? FloatFromFloat16(bits) : FloatFromBFloat16(bits);
+}
+
+// Per thread: 8 channels of a query head as float. Of the three dtypes that q may have: LoadAsFloat
+// has a fourth, which costs registers here.
 __device__ inline void LoadQueryUnit(const ScoreListsKernelParams& p, int64_t element,
                                      float (&x)[8]) {
   const DType dtype = p.op.q_dtype;
   if (!p.vector_queries) {
-    for (int32_t i = 0; i < 8; ++i) x[i] = LoadAsFloat(p.op.q, dtype, element + i);
+    for (int32_t i = 0; i < 8; ++i) {
+      x[i] = dtype == DType::kFloat32
+                 ? static_cast<const float*>(p.op.q)[element + i]
+                 : QueryFromBits(dtype, static_cast<const uint16_t*>(p.op.q)[element + i]);
+    }
     return;
   }
-  const std::byte* from = static_cast<const std::byte*>(p.op.q) + element * DTypeBytes(dtype);
+  const std::byte* from =
+      static_cast<const std::byte*>(p.op.q) + element * (dtype == DType::kFloat32 ? 4 : 2);
   const Vec16 first = LoadStreaming(from);
   if (dtype == DType::kFloat32) {
     const Vec16 second = LoadStreaming(from + 16);
@@ -174,8 +184,7 @@ __device__ inline void LoadQueryUnit(const ScoreListsKernelParams& p, int64_t el
     return;
   }
   for (int32_t i = 0; i < 8; ++i) {
-    const uint16_t bits = static_cast<uint16_t>(first.words[i / 2] >> (16 * (i % 2)));
-    x[i] = dtype == DType::kFloat16 ? FloatFromFloat16(bits) : FloatFromBFloat16(bits);
+    x[i] = QueryFromBits(dtype, static_cast<uint16_t>(first.words[i / 2] >> (16 * (i % 2))));
   }
 }
 

@@ -16,8 +16,11 @@ struct AttentionShape {
   int32_t num_kv_heads = 2;
   int32_t head_dim = 128;
   int32_t num_tokens = 0;
-  DType dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32;  // of q and out, and of the pools unless is_e4m3
+  bool is_e4m3 = false;
 };
+
+inline DType KvDType(const AttentionShape& s) { return s.is_e4m3 ? DType::kFloat8E4M3 : s.dtype; }
 
 inline const char* DTypeName(DType dtype) {
   switch (dtype) {
@@ -25,6 +28,8 @@ inline const char* DTypeName(DType dtype) {
       return "fp16";
     case DType::kBFloat16:
       return "bf16";
+    case DType::kFloat8E4M3:
+      return "e4m3";
     case DType::kFloat32:
       break;
   }
@@ -32,9 +37,9 @@ inline const char* DTypeName(DType dtype) {
 }
 
 inline std::string ShapeName(const AttentionShape& s) {
-  return std::string(DTypeName(s.dtype)) + "/h" + std::to_string(s.num_heads) + "_" +
-         std::to_string(s.num_kv_heads) + "/d" + std::to_string(s.head_dim) + "/n" +
-         std::to_string(s.num_tokens);
+  return std::string(DTypeName(s.dtype)) + (s.is_e4m3 ? "_e4m3" : "") + "/h" +
+         std::to_string(s.num_heads) + "_" + std::to_string(s.num_kv_heads) + "/d" +
+         std::to_string(s.head_dim) + "/n" + std::to_string(s.num_tokens);
 }
 
 constexpr DType kAttentionDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
@@ -42,7 +47,7 @@ constexpr int32_t kAttentionHeadDims[] = {64, 80, 96, 128, 256};
 
 // Every ratio of query heads to KV heads, head size, dtype, and lengths around tiles; three pieces
 // with the ratio that fills neither a quad of heads nor a power of two.
-inline std::vector<AttentionShape> AttentionShapes() {
+inline std::vector<AttentionShape> AttentionShapes(bool is_e4m3 = false) {
   constexpr int32_t kHeads[][2] = {{8, 8}, {32, 8}, {28, 4}, {16, 1}};
   std::vector<AttentionShape> shapes;
   for (DType dtype : kAttentionDTypes) {
@@ -50,7 +55,7 @@ inline std::vector<AttentionShape> AttentionShapes() {
       for (int32_t head_dim : kAttentionHeadDims) {
         for (int32_t tokens : {1, 15, 16, 17, 1000, 4097}) {
           if (tokens == 4097 && heads[0] != 28) continue;
-          shapes.push_back({heads[0], heads[1], head_dim, tokens, dtype});
+          shapes.push_back({heads[0], heads[1], head_dim, tokens, dtype, is_e4m3});
         }
       }
     }

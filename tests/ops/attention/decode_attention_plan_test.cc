@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -109,6 +110,9 @@ TEST(DecodeAttentionPlanTest, RefusesByName) {
         p.list.dtype = DType::kBFloat16;
       },
       "list pool is not that of q");
+  expect_refused([](auto& p) { p.q_dtype = DType::kFloat8E4M3; }, "dtype of q is not");
+  expect_refused([](auto& p) { p.position.k_scale = 2.0f; }, "not float8 e4m3");
+  expect_refused([](auto& p) { p.position.v_scale = 0.5f; }, "not float8 e4m3");
   expect_refused([&](auto& p) { p.q = shift(p.q); }, "q is not aligned");
   expect_refused([](auto& p) { p.q_head += 4; }, "q is not aligned");
   expect_refused([](auto& p) { p.out_row += 4; }, "out is not aligned");
@@ -121,6 +125,45 @@ TEST(DecodeAttentionPlanTest, RefusesByName) {
       },
       "list pool is not aligned");
   expect_refused([](auto& p) { p.num_rows = 65536; }, "num_rows");
+}
+
+TEST(DecodeAttentionPlanTest, PoolsOfE4M3AreServedWithEqualScales) {
+  std::mt19937_64 rng(1);
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    const testing::DecodeProblem problem = testing::DenseProblem(rng, {8, 2, 64, 4, dtype, true});
+    EXPECT_EQ(DecodeAttentionCudaUnsupported(problem.params), nullptr);
+    EXPECT_NE(DecodeAttentionUnsupported(problem.params), nullptr);
+    const auto expect_refused = [&](auto change, const char* words) {
+      DecodeAttentionParams params = problem.params;
+      params.list = params.position;
+      ASSERT_EQ(DecodeAttentionCudaUnsupported(params), nullptr);
+      change(params);
+      const char* reason = DecodeAttentionCudaUnsupported(params);
+      ASSERT_NE(reason, nullptr) << words;
+      EXPECT_NE(std::string(reason).find(words), std::string::npos) << reason;
+    };
+    expect_refused([&](auto& p) { p.list.dtype = dtype; }, "differ in dtype");
+    expect_refused([&](auto& p) { p.position.dtype = dtype; }, "differ in dtype");
+    expect_refused([](auto& p) { p.list.k_scale *= 2.0f; }, "differ in k_scale");
+    expect_refused([](auto& p) { p.position.v_scale *= 2.0f; }, "differ in k_scale");
+    for (float bad : {0.0f, -1.0f, testing::kInfinity, std::nanf("")}) {
+      expect_refused([&](auto& p) { p.list.k = nullptr, p.position.k_scale = bad; }, "k_scale");
+      expect_refused([&](auto& p) { p.position.k = nullptr, p.list.v_scale = bad; }, "v_scale");
+    }
+    // A multiple of 8 elements is not one of 16 bytes.
+    expect_refused([](auto& p) { p.position.k_token += 8; }, "position pool is not aligned");
+    expect_refused([](auto& p) { p.list.v_head += 8; }, "list pool is not aligned");
+  }
+}
+
+// A part's result weighs twice as much against keys and values of half the bytes.
+TEST(DecodeAttentionPlanTest, PartsOfE4M3HaveMoreTiles) {
+  DecodeAttentionBounds bounds = Llama8bBounds(1, 2048);
+  bounds.kv_dtype = DType::kFloat8E4M3;
+  EXPECT_EQ(NumDecodeSplits(PlanDecodeAttention(bounds), 32), 10);
+  bounds.num_kv_heads = bounds.num_selections = 2;
+  const DecodeAttentionPlan plan = PlanDecodeAttention(bounds);
+  EXPECT_EQ(plan.part_tiles, 12);
 }
 
 TEST(DecodeAttentionPlanTest, APlanServesWhatItWasMadeFor) {

@@ -274,6 +274,14 @@ TEST(DecodeAttentionTest, RefusesByName) {
   expect_refused([](auto& p) { p.position.page_tokens = 24; }, "page_tokens");
   expect_refused([](auto& p) { p.q_dtype = static_cast<DType>(9); }, "dtype of q");
   expect_refused([](auto& p) { p.num_selections = 4; }, "num_selections");
+  expect_refused([](auto& p) { p.q_dtype = DType::kFloat8E4M3; }, "dtype of q");
+  expect_refused([](auto& p) { p.position.dtype = DType::kFloat8E4M3; }, "float8 e4m3");
+  expect_refused(
+      [](auto& p) {
+        p.list = p.position;
+        p.list.dtype = DType::kFloat8E4M3;
+      },
+      "float8 e4m3");
 }
 
 }  // namespace

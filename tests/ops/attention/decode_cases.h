@@ -27,6 +27,7 @@ inline DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_r
   bounds.num_kv_heads = p.num_kv_heads;
   bounds.num_selections = p.num_selections;
   bounds.head_dim = p.head_dim;
+  bounds.kv_dtype = (p.position.k != nullptr ? p.position : p.list).dtype;
   bounds.num_multiprocessors = num_multiprocessors;
   return PlanDecodeAttention(bounds);
 }
@@ -54,17 +55,18 @@ inline DecodeProblem DenseProblem(std::mt19937_64& rng, const AttentionShape& sh
 }
 
 // Scores far beyond the cap.
-inline DecodeProblem SoftCapProblem(std::mt19937_64& rng, DType dtype, float cap) {
-  DecodeProblem problem = DenseProblem(rng, {8, 2, 256, 300, dtype});
+inline DecodeProblem SoftCapProblem(std::mt19937_64& rng, DType dtype, float cap,
+                                    bool is_e4m3 = false) {
+  DecodeProblem problem = DenseProblem(rng, {8, 2, 256, 300, dtype, is_e4m3});
   problem.params.logit_cap = cap;
   problem.params.scale = 2.0f;
   return problem;
 }
 
 // 70 tokens, 8 heads, 2 KV heads; a NaN in token `bad`'s key of KV head 1.
-inline DecodeProblem NanKeyProblem(DType dtype, int32_t bad) {
+inline DecodeProblem NanKeyProblem(DType dtype, int32_t bad, bool is_e4m3 = false) {
   std::mt19937_64 rng(7);
-  const AttentionShape shape{8, 2, 64, 70, dtype};
+  const AttentionShape shape{8, 2, 64, 70, dtype, is_e4m3};
   TokenRows tokens = RandomTokens(rng, shape);
   tokens.k[(bad * 2 + 1) * 64 + 5] = std::numeric_limits<float>::quiet_NaN();
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
@@ -115,7 +117,7 @@ inline DecodeProblem EdgesOfFloat16Problem() {
 inline DecodeProblem TwoPoolsProblem(std::mt19937_64& rng, const AttentionShape& shape,
                                      size_t num_list, size_t num_position) {
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.MakePools(PoolLayout::kTokenMajor, shape.dtype, shape.dtype, shape.num_tokens, 32);
+  problem.MakePools(PoolLayout::kTokenMajor, KvDType(shape), KvDType(shape), shape.num_tokens, 32);
   const SlotList slots = Permutation(rng, shape.num_tokens);
   const TokenRows tokens = RandomTokens(rng, shape);
   const size_t end = slots.size(), last = shape.num_kv_heads - 1;
@@ -135,10 +137,11 @@ inline DecodeProblem TwoPoolsProblem(std::mt19937_64& rng, const AttentionShape&
 }
 
 // Each of 8 query heads has its own selection from 400 tokens.
-inline DecodeProblem SelectionPerHeadProblem(std::mt19937_64& rng, DType dtype) {
-  const AttentionShape shape{8, 2, 128, 400, dtype};
+inline DecodeProblem SelectionPerHeadProblem(std::mt19937_64& rng, DType dtype,
+                                             bool is_e4m3 = false) {
+  const AttentionShape shape{8, 2, 128, 400, dtype, is_e4m3};
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.MakePools(PoolLayout::kRowPairs, shape.dtype, shape.dtype, 400, 16);
+  problem.MakePools(PoolLayout::kRowPairs, KvDType(shape), KvDType(shape), 400, 16);
   const SlotList slots = Permutation(rng, 400);
   WriteBoth(problem, RandomTokens(rng, shape), slots);
   std::vector<SlotList> position, list;
@@ -158,6 +161,7 @@ struct BatchLimits {
   int32_t num_dtypes = 3;   // the last of kAttentionDTypes
   int32_t max_rows = 5;
   int32_t max_kv_heads = 4;
+  bool is_e4m3 = false;
 };
 
 // Rows of every kind and length in one call, as the batch of an engine is. Every other row is
@@ -173,6 +177,7 @@ inline DecodeProblem RandomBatch(std::mt19937_64& rng, const BatchLimits& limits
   shape.num_heads = shape.num_kv_heads * kGroups[uniform(0, 7)];
   shape.head_dim = kAttentionHeadDims[uniform(0, 4)];
   shape.dtype = kAttentionDTypes[uniform(3 - limits.num_dtypes, 2)];
+  shape.is_e4m3 = limits.is_e4m3;
   const int32_t num_rows = uniform(1, limits.max_rows);
   DecodeProblem problem(shape, num_rows, RandomQueries(rng, shape, num_rows));
   std::vector<TokenRows> rows;

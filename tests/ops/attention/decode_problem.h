@@ -91,7 +91,7 @@ class DecodeProblem {
       max_pages = std::max(max_pages, CeilDiv(row_tokens_.back(), page_tokens));
       num_pages += CeilDiv(row_tokens_.back(), page_tokens);
     }
-    MakePool(layout, shape_.dtype, num_pages, page_tokens, position_pool_, params.position);
+    MakePool(layout, KvDType(shape_), num_pages, page_tokens, position_pool_, params.position);
     const std::vector<int32_t> pages = Permutation(rng, num_pages);
     block_table_.assign(rows.size() * max_pages, 0x7fffffff);
     for (size_t r = 0, next = 0; r < rows.size(); ++r) {

@@ -4,6 +4,7 @@
 #define SEMKV_TESTS_OPS_CACHE_STAGE_KEYS_CASES_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "csrc/ops/cache/stage_keys.h"
+#include "csrc/ops/numeric/float_convert.h"
 
 namespace semkv::testing {
 
@@ -19,11 +21,11 @@ namespace semkv::testing {
 enum class KeyLayout { kHeadsInside, kTokensInside };
 
 struct StageKeysCase {
-  DType dtype;
+  DType dtype;  // of the pool
   int32_t head_dim, page_tokens;
   KeyLayout layout;
   int32_t num_layers, num_kv_heads, first, num_tokens;
-  int32_t gap;                  // behind each page of a layer: 8 * (gap + layer) elements
+  int32_t gap;                  // behind each page of a layer: 16 * (gap + layer) bytes
   bool finds_nonfinite = true;  // or the caller does not ask
 };
 
@@ -39,14 +41,24 @@ inline constexpr uint8_t kStagedGuard = 0xa5;           // of every byte of fres
 inline constexpr uint16_t kStagedGuardNumber = 0xa5a5;  // hardly a token
 inline constexpr size_t kStagedGuardBytes = 64;
 
-// Bits of 16-bit numbers. Quiet and signalling NaN of both signs, infinities.
+// Keys of e4m3 come out as bfloat16.
+inline DType StagedDType(DType pool) {
+  return pool == DType::kFloat8E4M3 ? DType::kBFloat16 : pool;
+}
+
+// Bits of a pool's numbers. Quiet and signalling NaN of both signs, infinities.
 inline std::vector<uint16_t> NonfiniteBits(DType dtype) {
+  if (dtype == DType::kFloat8E4M3) return {0x7f, 0xff};
   if (dtype == DType::kFloat16) return {0x7e00, 0x7c01, 0xfe00, 0xffff, 0x7c00, 0xfc00};
   return {0x7fc0, 0x7f81, 0xffc0, 0xffff, 0x7f80, 0xff80};
 }
 
 // Any finite number; half of them have the greatest or the least exponent.
 inline uint16_t RandomFiniteBits(DType dtype, std::mt19937_64& rng) {
+  if (dtype == DType::kFloat8E4M3) {
+    const uint16_t bits = static_cast<uint8_t>(rng());
+    return (bits & 0x7f) == 0x7f ? static_cast<uint16_t>(bits - 1) : bits;
+  }
   const uint16_t exponent = dtype == DType::kFloat16 ? 0x7c00 : 0x7f80;
   const uint16_t lowest = exponent & (~exponent + 1);
   uint16_t bits = static_cast<uint16_t>(rng());
@@ -62,7 +74,8 @@ struct StageKeysProblem {
     params.num_layers = c.num_layers;
     params.num_kv_heads = c.num_kv_heads;
     params.head_dim = c.head_dim;
-    params.dtype = c.dtype;
+    params.pool_dtype = c.dtype;
+    params.dtype = StagedDType(c.dtype);
     params.page_tokens = c.page_tokens;
     params.first = c.first;
     params.num_tokens = c.num_tokens;
@@ -70,6 +83,7 @@ struct StageKeysProblem {
     MakeKeys(rng);
     MakePages(rng);
     for (int32_t layer = 0; layer < c.num_layers; ++layer) AddLayer(c, layer);
+    if (c.dtype == DType::kFloat8E4M3) Dequantize();
     params.layers = layers.data();
     params.pages = pages.data();
     ResetOutputs();
@@ -80,6 +94,9 @@ struct StageKeysProblem {
   int64_t NumCells() const { return int64_t{params.num_layers} * params.num_kv_heads; }
   int64_t NumRows() const { return NumCells() * params.num_tokens; }
   int64_t KeyBytes() const { return NumRows() * params.head_dim * 2; }
+  int64_t PoolKeyBytes() const {
+    return NumRows() * params.head_dim * DTypeBytes(params.pool_dtype);
+  }
   // Entries of the block table that have tokens.
   int32_t NumPages() const {
     if (params.num_tokens == 0) return 0;
@@ -96,6 +113,16 @@ struct StageKeysProblem {
     params.keys = keys.data();
     params.num_nonfinite = finds_nonfinite ? num_nonfinite.data() : nullptr;
     params.nonfinite = finds_nonfinite ? nonfinite.data() : nullptr;
+  }
+
+  // What a GPU makes of a NaN of e4m3 is another one.
+  void MakeNansEqual() {
+    if (params.pool_dtype != DType::kFloat8E4M3) return;
+    for (int64_t i = 0; i < KeyBytes() / 2; ++i) {
+      if (std::isnan(LoadAsFloat(keys.data(), DType::kBFloat16, i))) {
+        StoreFromFloat(keys.data(), DType::kBFloat16, i, std::nanf(""));
+      }
+    }
   }
 
   // Forms write a cell's numbers in their own order.
@@ -130,7 +157,7 @@ struct StageKeysProblem {
 
   StageKeysParams params;
   std::vector<KvView> layers;
-  std::vector<std::vector<uint16_t>> pools;  // of each layer
+  std::vector<std::vector<uint8_t>> pools;  // of each layer
   std::vector<int32_t> pages;
   std::vector<uint16_t> rows;                // what `keys` must become
   std::vector<std::vector<uint16_t>> found;  // of each cell, ascending
@@ -145,9 +172,9 @@ struct StageKeysProblem {
   void MakeKeys(std::mt19937_64& rng) {
     const int32_t d = params.head_dim, n = params.num_tokens;
     rows.resize(NumRows() * d);
-    for (uint16_t& bits : rows) bits = RandomFiniteBits(params.dtype, rng);
+    for (uint16_t& bits : rows) bits = RandomFiniteBits(params.pool_dtype, rng);
     found.resize(NumCells());
-    const std::vector<uint16_t> kinds = NonfiniteBits(params.dtype);
+    const std::vector<uint16_t> kinds = NonfiniteBits(params.pool_dtype);
     for (int64_t cell = 0; cell < NumCells(); ++cell) {
       for (int32_t i = 0; i < n; ++i) {
         const bool is_end = i == 0 || i == n - 1;
@@ -178,6 +205,18 @@ struct StageKeysProblem {
 
   int32_t PoolPages() const { return 2 * NumPages() + 1; }
 
+  // `rows` of codes become what the contract makes of them, by this file's own arithmetic.
+  void Dequantize() {
+    const int64_t layer_numbers =
+        int64_t{params.num_kv_heads} * params.num_tokens * params.head_dim;
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+      const uint8_t code = static_cast<uint8_t>(rows[i]);
+      const float product =
+          LoadAsFloat(&code, DType::kFloat8E4M3, 0) * layers[i / layer_numbers].k_scale;
+      rows[i] = BFloat16FromFloat(std::isnan(product) ? std::nanf("") : product);
+    }
+  }
+
   // What no token's key is in stays NaN.
   void AddLayer(const StageKeysCase& c, int32_t layer) {
     const int64_t d = c.head_dim;
@@ -185,15 +224,22 @@ struct StageKeysProblem {
     const bool heads_inside = c.layout == KeyLayout::kHeadsInside;
     view.k_head = heads_inside ? d : d * c.page_tokens;
     view.k_token = heads_inside ? d * c.num_kv_heads : d;
-    view.k_page = d * c.num_kv_heads * c.page_tokens + 8 * int64_t{c.gap + layer};
-    std::vector<uint16_t>& pool = pools.emplace_back(PoolPages() * view.k_page, 0xffff);
+    const int64_t vector = 16 / DTypeBytes(c.dtype);
+    view.k_page = d * c.num_kv_heads * c.page_tokens + vector * int64_t{c.gap + layer};
+    constexpr float kScales[] = {0.0371f, 1.0f, 260.0f};
+    if (c.dtype == DType::kFloat8E4M3) view.k_scale = kScales[layer % 3];
+    const int64_t bytes = DTypeBytes(c.dtype);
+    std::vector<uint8_t>& pool = pools.emplace_back(PoolPages() * view.k_page * bytes, 0xff);
     for (int32_t head = 0; head < c.num_kv_heads; ++head) {
       const int64_t cell = int64_t{layer} * c.num_kv_heads + head;
       for (int32_t i = 0; i < c.num_tokens; ++i) {
         const int32_t position = c.first + i;
         const int64_t offset = pages[position / c.page_tokens] * view.k_page + head * view.k_head +
                                position % c.page_tokens * view.k_token;
-        std::copy_n(rows.begin() + (cell * c.num_tokens + i) * d, d, pool.begin() + offset);
+        const uint16_t* row = rows.data() + (cell * c.num_tokens + i) * d;
+        for (int64_t j = 0; j < d; ++j) {
+          std::memcpy(pool.data() + (offset + j) * bytes, row + j, bytes);  // low bytes first
+        }
       }
     }
     view.k = pool.data();
@@ -201,7 +247,7 @@ struct StageKeysProblem {
   }
 };
 
-inline constexpr DType kStagedDTypes[] = {DType::kFloat16, DType::kBFloat16};
+inline constexpr DType kStagedDTypes[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3};
 inline constexpr int32_t kStagedHeadDims[] = {64, 80, 96, 128, 256};
 
 // Every dtype, head_dim, page size and layout, with numbers of tokens and first tokens in turn.
@@ -227,7 +273,7 @@ inline std::vector<StageKeysCase> StageKeysCases() {
 
 inline StageKeysCase RandomStageKeysCase(std::mt19937_64& rng) {
   const auto below = [&](int32_t n) { return static_cast<int32_t>(rng() % n); };
-  return {kStagedDTypes[below(2)],
+  return {kStagedDTypes[below(3)],
           kStagedHeadDims[below(5)],
           1 << below(8),
           below(2) == 0 ? KeyLayout::kHeadsInside : KeyLayout::kTokensInside,

@@ -41,9 +41,9 @@ simt::LaunchReport StageKeysSimt(StageKeysProblem& problem, uint64_t seed) {
        simt::Access::kRead},
       {"pages", p.pages + first_page, 4 * int64_t{problem.NumPages()}, simt::Access::kRead},
       {"keys", p.keys, problem.KeyBytes(), simt::Access::kReadWrite}};
-  for (const std::vector<uint16_t>& pool : problem.pools) {
+  for (const std::vector<uint8_t>& pool : problem.pools) {
     buffers.push_back({"pool " + std::to_string(buffers.size() - 3), pool.data(),
-                       static_cast<int64_t>(2 * pool.size()), simt::Access::kRead});
+                       static_cast<int64_t>(pool.size()), simt::Access::kRead});
   }
   if (problem.finds_nonfinite) {
     buffers.push_back(
@@ -53,10 +53,12 @@ simt::LaunchReport StageKeysSimt(StageKeysProblem& problem, uint64_t seed) {
   return LaunchOver(p, buffers, seed);
 }
 
-// Bytes that any form must move: keys read and written, four numbers of each layer, the used
-// entries of the table, and what is found, with a count read and written.
+// Bytes that any form must move: keys read and written, four numbers of each layer (of e4m3 five),
+// the used entries of the table, and what is found, with a count read and written.
 int64_t FloorBytes(const StageKeysProblem& problem) {
-  int64_t bytes = 2 * problem.KeyBytes() + 32 * int64_t{problem.params.num_layers} +
+  const bool is_scaled = problem.params.pool_dtype == DType::kFloat8E4M3;
+  int64_t bytes = problem.PoolKeyBytes() + problem.KeyBytes() +
+                  (is_scaled ? 36 : 32) * int64_t{problem.params.num_layers} +
                   4 * int64_t{problem.NumPages()};
   if (!problem.finds_nonfinite) return bytes;
   for (const std::vector<uint16_t>& found : problem.found) {
@@ -73,7 +75,7 @@ void ExpectTraffic(const StageKeysProblem& problem, const simt::LaunchReport& re
     key_bytes += traffic.read_bytes + traffic.written_bytes;
     for (const auto& [width, count] : traffic.accesses) EXPECT_EQ(width, 16) << name;
   }
-  EXPECT_EQ(key_bytes, 2 * problem.KeyBytes());
+  EXPECT_EQ(key_bytes, problem.PoolKeyBytes() + problem.KeyBytes());
   // A single key does not outweigh what each warp reads to find it.
   if (problem.params.num_tokens < 16) return;
   EXPECT_LE(report.Bytes(), 1.1 * FloorBytes(problem));
@@ -122,12 +124,14 @@ TEST(StageKeysSimtTest, RandomCasesEqualTheReference) {
 // Two layers of 8 heads of 128, a window of 320 tokens.
 TEST(StageKeysSimtTest, LittleMoreThanTheKeysIsMoved) {
   std::mt19937_64 rng(74);
-  StageKeysProblem problem(
-      {DType::kBFloat16, 128, 16, KeyLayout::kHeadsInside, 2, 8, 0, 320, 0, false}, rng);
-  const simt::LaunchReport report = StageKeysSimt(problem, 1);
-  EXPECT_EQ(report.Errors(), "");
-  if (!simt::kMemoryHooks) return;
-  EXPECT_LE(report.Bytes(), 1.01 * FloorBytes(problem));
+  for (DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
+    StageKeysProblem problem({dtype, 128, 16, KeyLayout::kHeadsInside, 2, 8, 0, 320, 0, false},
+                             rng);
+    const simt::LaunchReport report = StageKeysSimt(problem, 1);
+    EXPECT_EQ(report.Errors(), "");
+    if (!simt::kMemoryHooks) return;
+    EXPECT_LE(report.Bytes(), 1.012 * FloorBytes(problem));
+  }
 }
 
 // 6 GiB of which only what is touched is real; null where there is no room.
@@ -182,7 +186,7 @@ TEST(StageKeysSimtTest, OffsetsBeyond32Bits) {
     p.num_layers = 1;
     p.num_kv_heads = kHeads;
     p.head_dim = kDim;
-    p.dtype = DType::kBFloat16;
+    p.pool_dtype = p.dtype = DType::kBFloat16;
     p.page_tokens = kPageTokens;
     p.pages = pages.data();
     p.num_tokens = kTokens;
@@ -225,8 +229,20 @@ TEST(StageKeysSimtTest, WhatIsServed) {
   for (int32_t page_tokens : {-16, 0, 12}) {
     EXPECT_FALSE(is_served(&StageKeysParams::page_tokens, page_tokens));
   }
-  EXPECT_TRUE(is_served(&StageKeysParams::dtype, DType::kBFloat16));
-  EXPECT_FALSE(is_served(&StageKeysParams::dtype, DType::kFloat32));
+  const auto takes = [&](DType pool_dtype, DType dtype) {
+    StageKeysParams params = problem.params;
+    params.pool_dtype = pool_dtype;
+    params.dtype = dtype;
+    return cuda::StageKeysIsServed(params);
+  };
+  constexpr DType kAll[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3};
+  for (DType pool : kAll) {
+    for (DType staged : kAll) {
+      EXPECT_EQ(takes(pool, staged),
+                pool != DType::kFloat32 && staged == testing::StagedDType(pool))
+          << static_cast<int>(pool) << " as " << static_cast<int>(staged);
+    }
+  }
 }
 
 }  // namespace

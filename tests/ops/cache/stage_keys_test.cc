@@ -19,6 +19,7 @@ using testing::StageKeysProblem;
 void ExpectReferenceFindsWhatWasPut(const StageKeysCase& c, std::mt19937_64& rng) {
   StageKeysProblem problem(c, rng);
   StageKeysReference(problem.params);
+  problem.MakeNansEqual();
   EXPECT_TRUE(problem.keys == problem.ExpectedKeys());
   EXPECT_TRUE(problem.num_nonfinite == problem.ExpectedCounts());
   EXPECT_TRUE(problem.nonfinite == problem.ExpectedNonfinite());

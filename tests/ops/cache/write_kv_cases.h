@@ -4,17 +4,24 @@
 #define SEMKV_TESTS_OPS_CACHE_WRITE_KV_CASES_H_
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/ops/cache/write_kv.h"
+#include "csrc/ops/numeric/float_convert.h"
 
 namespace semkv::testing {
 
 inline constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+// Of keys and values, and of pools on a device.
+inline constexpr DType kDevicePoolDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16,
+                                              DType::kFloat8E4M3};
 inline constexpr uint8_t kGuard = 0xa5;  // of every byte of a fresh pool
 
 struct WriteKvCase {
@@ -51,6 +58,14 @@ struct WriteKvProblem {
     v = RandomBytes(rng, c.num_tokens * params.v_token * DTypeBytes(c.from));
     KvView& view = params.view;
     view.dtype = c.to;
+    if (c.to == DType::kFloat8E4M3) {
+      // With random bits most of float32 saturates or vanishes: one of the scales is a power of two
+      // or not, small, large or 1.
+      constexpr float kScales[] = {1.0f, 0.25f, 0.0371f, 3.7f, 1e-5f, 2000.0f};
+      view.k_scale = kScales[rng() % 6];
+      view.v_scale = kScales[rng() % 6];
+      PutNumbersWithinReach(c, rng);
+    }
     view.page_tokens = c.page_tokens;
     view.num_pages = 2 * CeilDiv(c.num_tokens, c.page_tokens) + 1;
     view.k_head = c.head_dim + c.padding;
@@ -81,16 +96,31 @@ struct WriteKvProblem {
     params.view.v = value_pool.data();
   }
 
+  // Half of the numbers become such that e4m3 can tell them apart, some of them at ties.
+  void PutNumbersWithinReach(const WriteKvCase& c, std::mt19937_64& rng) {
+    for (auto& [data, scale] :
+         {std::pair{&k, params.view.k_scale}, std::pair{&v, params.view.v_scale}}) {
+      for (int64_t i = 0; i < static_cast<int64_t>(data->size()) / DTypeBytes(c.from); ++i) {
+        if (rng() % 2 == 0) continue;
+        const float x =
+            std::ldexp(static_cast<float>(rng() % 64), static_cast<int>(rng() % 18) - 13);
+        StoreFromFloat(data->data(), c.from, i, (rng() % 2 == 0 ? x : -x) * scale);
+      }
+    }
+  }
+
   WriteKvParams params;
   std::vector<uint8_t> k, v, key_pool, value_pool;
   std::vector<int32_t> slots;
 };
 
-// Every pair of dtypes, rows that are whole vectors and rows that are not.
-inline std::vector<WriteKvCase> WriteKvCases() {
+// Every pair of dtypes, rows that are whole vectors and rows that are not. `pool_dtypes`: kDTypes,
+// or kDevicePoolDTypes for forms that take e4m3.
+template <size_t kNumDTypes>
+std::vector<WriteKvCase> WriteKvCases(const DType (&pool_dtypes)[kNumDTypes]) {
   std::vector<WriteKvCase> cases;
   for (DType from : kDTypes) {
-    for (DType to : kDTypes) {
+    for (DType to : pool_dtypes) {
       for (int32_t head_dim : {64, 80, 128, 256, 7}) {
         cases.push_back(
             {from, to, 41, 2, head_dim, head_dim == 80 ? 1 : 16, head_dim == 128 ? 0 : 5});
@@ -100,9 +130,10 @@ inline std::vector<WriteKvCase> WriteKvCases() {
   return cases;
 }
 
-inline WriteKvCase RandomWriteKvCase(std::mt19937_64& rng) {
+template <size_t kNumDTypes>
+WriteKvCase RandomWriteKvCase(std::mt19937_64& rng, const DType (&pool_dtypes)[kNumDTypes]) {
   return {kDTypes[rng() % 3],
-          kDTypes[rng() % 3],
+          pool_dtypes[rng() % kNumDTypes],
           1 + static_cast<int32_t>(rng() % 150),
           1 + static_cast<int32_t>(rng() % 4),
           1 + static_cast<int32_t>(rng() % 130),

@@ -80,7 +80,7 @@ TEST(WriteKvSimtTest, EqualsTheReferenceBitForBitForEveryPairOfDTypes) {
   const uint64_t seed = testing::TestSeed(21);
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
-  for (const WriteKvCase& c : testing::WriteKvCases()) {
+  for (const WriteKvCase& c : testing::WriteKvCases(testing::kDevicePoolDTypes)) {
     SCOPED_TRACE(Name(c));
     ExpectSimtEqualsReference(c, rng);
   }
@@ -91,7 +91,7 @@ TEST(WriteKvSimtTest, RandomCasesEqualTheReference) {
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
   for (int round = 0; round < 40 * testing::SoakFactor(); ++round) {
-    const WriteKvCase c = testing::RandomWriteKvCase(rng);
+    const WriteKvCase c = testing::RandomWriteKvCase(rng, testing::kDevicePoolDTypes);
     SCOPED_TRACE(Name(c));
     ExpectSimtEqualsReference(c, rng);
     if (HasFailure()) return;
@@ -102,7 +102,7 @@ TEST(WriteKvSimtTest, RandomCasesEqualTheReference) {
 TEST(WriteKvSimtTest, AlignedRowsAreMovedInVectorsOfEveryPairOfDTypes) {
   std::mt19937_64 rng(23);
   for (DType from : testing::kDTypes) {
-    for (DType to : testing::kDTypes) {
+    for (DType to : testing::kDevicePoolDTypes) {
       const WriteKvCase c = {from, to, 32, 8, 128, 16, 0};
       SCOPED_TRACE(Name(c));
       WriteKvProblem problem(c, rng);

@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <random>
 
 namespace semkv {
 namespace {
@@ -62,6 +64,90 @@ TEST(FloatConvertTest, TheNearestBFloat16OnEitherSide) {
       EXPECT_EQ(BFloat16Above(-between), low | 0x8000u) << bits;
     }
   }
+}
+
+// ------------------------------ float8 e4m3
+
+// What a code means, by the format's definition.
+double E4M3ByDefinition(uint32_t code) {
+  const int exponent = static_cast<int>(code >> 3 & 15), mantissa = static_cast<int>(code & 7);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+  return code >= 128 ? -magnitude : magnitude;
+}
+
+TEST(FloatConvertE4M3Test, EveryCodeIsWhatTheFormatSaysAndSurvivesTheRoundTrip) {
+  for (uint32_t code = 0; code < 256; ++code) {
+    const uint8_t bits = static_cast<uint8_t>(code);
+    const float x = FloatFromE4M3(bits);
+    if (code % 128 == 127) {
+      EXPECT_TRUE(std::isnan(x));
+      EXPECT_EQ(E4M3FromFloat(x), 0x7f);
+      continue;
+    }
+    EXPECT_EQ(x, E4M3ByDefinition(code));
+    EXPECT_EQ(std::signbit(x), code >= 128);
+    EXPECT_EQ(E4M3FromFloat(x), bits);
+    // Decode attention relies on it.
+    EXPECT_EQ(FloatFromFloat16(Float16FromFloat(x)), x);
+    EXPECT_EQ(FloatFromBFloat16(BFloat16FromFloat(x)), x);
+  }
+}
+
+TEST(FloatConvertE4M3Test, RoundsToNearestEvenBetweenAllNeighbours) {
+  for (uint32_t code = 0; code < 0x7e; ++code) {
+    const uint8_t low = static_cast<uint8_t>(code), high = static_cast<uint8_t>(code + 1);
+    const float middle =
+        static_cast<float>((E4M3ByDefinition(low) + E4M3ByDefinition(high)) / 2);  // exact
+    EXPECT_EQ(E4M3FromFloat(middle), low % 2 == 0 ? low : high) << code;
+    EXPECT_EQ(E4M3FromFloat(std::nextafter(middle, 1e9f)), high) << code;
+    EXPECT_EQ(E4M3FromFloat(std::nextafter(middle, -1.0f)), low) << code;
+    EXPECT_EQ(E4M3FromFloat(-middle), E4M3FromFloat(middle) | 0x80) << code;
+  }
+}
+
+TEST(FloatConvertE4M3Test, SaturatesAndKeepsNan) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (float x : {448.0f, 449.0f, 463.0f, 464.0f, 465.0f, 480.0f, 512.0f, 1e30f, infinity}) {
+    EXPECT_EQ(E4M3FromFloat(x), 0x7e) << x;
+    EXPECT_EQ(E4M3FromFloat(-x), 0xfe) << x;
+  }
+  for (uint32_t bits : {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffffffffu}) {
+    EXPECT_EQ(E4M3FromFloat(FloatFromBits(bits)), 0x7f);
+  }
+}
+
+TEST(FloatConvertE4M3Test, SmallNumbersAndTheSignOfZero) {
+  EXPECT_EQ(E4M3FromFloat(0.0f), 0x00);
+  EXPECT_EQ(E4M3FromFloat(-0.0f), 0x80);
+  EXPECT_EQ(E4M3FromFloat(1e-45f), 0x00);
+  EXPECT_EQ(E4M3FromFloat(-1e-45f), 0x80);
+  EXPECT_EQ(E4M3FromFloat(0x1p-10f), 0x00);  // half of the least, to even
+  EXPECT_EQ(E4M3FromFloat(std::nextafter(0x1p-10f, 1.0f)), 0x01);
+}
+
+// Against the nearest of all codes in double, over numbers of every exponent.
+TEST(FloatConvertE4M3Test, RandomNumbersGoToTheNearestCode) {
+  std::mt19937_64 rng(5);
+  for (int round = 0; round < 20000; ++round) {
+    const uint32_t exponent = 110 + rng() % 30;  // 2^-17 to 2^12
+    const float x = FloatFromBits(static_cast<uint32_t>(rng() % (1u << 23)) | exponent << 23);
+    const double distance = std::abs(FloatFromE4M3(E4M3FromFloat(x)) - double{x});
+    for (uint32_t code = 0; code < 0x7f; ++code) {
+      ASSERT_LE(distance, std::abs(E4M3ByDefinition(code) - x)) << x << " code " << code;
+    }
+  }
+}
+
+// Loads and stores of arrays know the dtype.
+TEST(FloatConvertE4M3Test, ArraysOfIt) {
+  uint8_t data[3] = {0x11, 0x22, 0x33};
+  StoreFromFloat(data, DType::kFloat8E4M3, 1, -1.5f);
+  EXPECT_EQ(data[0], 0x11);
+  EXPECT_EQ(data[1], 0xbc);
+  EXPECT_EQ(data[2], 0x33);
+  EXPECT_EQ(LoadAsFloat(data, DType::kFloat8E4M3, 1), -1.5f);
+  EXPECT_EQ(DTypeBytes(DType::kFloat8E4M3), 1);
 }
 
 }  // namespace

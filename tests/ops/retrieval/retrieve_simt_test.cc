@@ -26,7 +26,7 @@ using testing::Selected;
 RetrievePlan PlanOf(RetrievalInput& input, const RetrievalCase& c) {
   return PlanRetrieve(input.num_rows(), c.num_heads, c.num_selections, c.head_dim, c.form,
                       input.max_row_tokens(), input.max_lists(),
-                      static_cast<int32_t>(input.views().size()), c.list_page_tokens > 0);
+                      static_cast<int32_t>(input.views().size()), {c.list_page_tokens > 0});
 }
 
 // As RetrieveCuda; the workspace holds garbage before. Returns the second launch's report.
