@@ -110,6 +110,7 @@ class Context {
   absl::Status AllocateOnDevice(KvStorage* storage);
   // The last page of a sequence, which it shared, in every layer.
   absl::Status CopyOnDevice(const PageCopy& copy);
+  absl::Status CheckAligned(const KvView& view) const;
   // After lists were `built` on a device, if any `changed`. If that failed the sequence has no
   // lists any more: some may be there in part.
   absl::Status FinishLists(absl::Status built, bool changed, IndexedSequence* state);

@@ -97,6 +97,26 @@ absl::Status Context::Reset() {
   return absl::OkStatus();
 }
 
+// Kernels read rows 16 bytes at a time.
+absl::Status Context::CheckAligned(const KvView& view) const {
+  constexpr int64_t kAlignment = 16;
+  const int64_t bytes = DTypeBytes(static_cast<DType>(options_.kv_dtype));
+  const auto address = [](const void* p) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kAlignment);
+  };
+  for (const auto& [name, value] :
+       {std::pair{"k", address(view.k)}, std::pair{"v", address(view.v)},
+        std::pair{"k_page", view.k_page * bytes}, std::pair{"k_head", view.k_head * bytes},
+        std::pair{"k_token", view.k_token * bytes}, std::pair{"v_page", view.v_page * bytes},
+        std::pair{"v_head", view.v_head * bytes}, std::pair{"v_token", view.v_token * bytes}}) {
+    if (value % kAlignment == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat("view.", name, " is ", value % kAlignment,
+                                                   " bytes past a multiple of ", kAlignment,
+                                                   ", which a device's pool needs"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
   if (options_.borrow_storage == 0) {
     return absl::FailedPreconditionError(
@@ -110,6 +130,7 @@ absl::Status Context::RegisterKv(int32_t layer, const KvView& view) {
   full.page_tokens = options_.page_tokens;
   full.num_pages = options_.num_pages;
   full.dtype = static_cast<DType>(options_.kv_dtype);
+  if (device_ != nullptr) SEMKV_RETURN_IF_ERROR(CheckAligned(view));
   SEMKV_RETURN_IF_ERROR(CheckScale("view.k_scale", view.k_scale, options_.kv_dtype));
   SEMKV_RETURN_IF_ERROR(CheckScale("view.v_scale", view.v_scale, options_.kv_dtype));
   full.k_scale = ScaleOrOne(view.k_scale);

@@ -237,7 +237,8 @@ typedef struct semkv_kv_view {
 } semkv_kv_view;
 
 /* Borrows `view` until the context is destroyed. Needs options.borrow_storage.
- * Errors: FAILED_PRECONDITION if the context owns its storage; INVALID_ARGUMENT; OUT_OF_RANGE. */
+ * Errors: FAILED_PRECONDITION if the context owns its storage; INVALID_ARGUMENT, of a device also
+ * for rows that do not lie at multiples of 16 bytes; OUT_OF_RANGE. */
 SEMKV_EXPORT int semkv_register_kv(semkv_context* context, const semkv_kv_view* view);
 
 /* The bytes that each token id decodes to, so that sentence ends can be told from ids: token i is

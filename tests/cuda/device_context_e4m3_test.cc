@@ -234,6 +234,26 @@ TEST_F(DeviceContextE4M3Test, ScalesMustBePositiveAndFinite) {
   }
 }
 
+TEST_F(DeviceContextE4M3Test, RowsOfAnEngineMustBeAligned) {
+  semkv_options o = SmallOptions(0);
+  o.borrow_storage = 1;
+  semkv_context* context = nullptr;
+  SEMKV_ASSERT_OK(semkv_context_create(&o, &context));
+  testing::DeviceCopy memory(std::vector<uint8_t>(8192));
+  semkv_kv_view view = {};
+  view.struct_size = sizeof(view);
+  view.k = memory.data();
+  view.v = static_cast<uint8_t*>(memory.data()) + 4096;
+  view.k_token = view.v_token = 64 + 8;  // enough for 16-bit numbers
+  ExpectRefused(semkv_register_kv(context, &view), SEMKV_INVALID_ARGUMENT,
+                "view.k_token is 8 bytes past a multiple of 16");
+  view.k_token = view.v_token = 64;
+  view.v = static_cast<uint8_t*>(memory.data()) + 4097;
+  ExpectRefused(semkv_register_kv(context, &view), SEMKV_INVALID_ARGUMENT,
+                "view.v is 1 bytes past");
+  semkv_context_destroy(context);
+}
+
 TEST_F(DeviceContextE4M3Test, WhatACallGivesIsNotOfIt) {
   EXPECT_EQ(semkv_supports("dtype:f8e4m3"), 1);
   const semkv_options o = SmallOptions(0);
