@@ -212,7 +212,7 @@ void Context::AddTokens(int32_t num_tokens, const int32_t* ids, IndexedSequence*
 absl::StatusOr<int32_t> Context::ShareLists(semkv_sequence sequence, semkv_sequence from) {
   SEMKV_ASSIGN_OR_RETURN(IndexedSequence * state, FindSequence(sequence));
   SEMKV_ASSIGN_OR_RETURN(const IndexedSequence* donor, FindSequence(from));
-  if (state->index.indexed()) {
+  if (state->index.has_lists()) {
     return absl::FailedPreconditionError(absl::StrCat(
         "sequence ", sequence, " has ", state->index.num_segments(), " segments, must have none"));
   }

@@ -141,11 +141,15 @@ absl::StatusOr<Segment> SequenceIndex::BeginSegment(const KeySource& source, int
   return segment;
 }
 
+int32_t SequenceIndex::first_unsealed() const {
+  return segments_.empty() ? std::max(recipe_.num_sinks, prompt_end_)
+                           : segments_.back()->first + segments_.back()->num_tokens;
+}
+
 absl::StatusOr<std::vector<Segment>> SequenceIndex::BeginSegments(const KeySource& source,
                                                                   int32_t end,
                                                                   const uint8_t* closes) const {
-  int32_t first = segments_.empty() ? std::max(recipe_.num_sinks, prompt_end_)
-                                    : segments_.back()->first + segments_.back()->num_tokens;
+  int32_t first = first_unsealed();
   std::vector<Segment> begun;
   while (first < end) {
     // Borders fall on multiples of the segment size, so that equal prefixes have equal segments.
@@ -207,7 +211,7 @@ int32_t SequenceIndex::AdoptSegments(const SequenceIndex& other, int32_t end) {
 absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const uint8_t* closes,
                                   Progress* progress) {
   *progress = Progress();
-  progress->first_token = segments_.empty() ? recipe_.num_sinks : tail_.start;
+  progress->first_token = first_unsealed();
   if (recipe_.keeps_tokens && prompt_end_ == 0) {
     progress->first_token = prompt_end_ = length;
   }
@@ -218,6 +222,7 @@ absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const
 
 absl::Status SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
   tail_ = Tail();
+  tail_.begun = true;
   tail_.start = tail_.page_end = tail_.sentence_end = tail_.sentence_scanned = tail_.window_end =
       start;
   Device* const device = source.device;
@@ -255,7 +260,7 @@ absl::Status SequenceIndex::ReserveTail() {
 absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, const uint8_t* closes,
                                     int32_t num_closes, Progress* progress) {
   *progress = Progress();
-  if (!indexed()) return absl::OkStatus();  // nothing to add to: semkv_index comes first
+  if (!indexed()) return SealFull(source, std::min(length, num_closes), closes, progress);
   progress->first_token = tail_.start;
   while (true) {
     const int32_t full = full_tail(), end = end_of_tail();
@@ -264,6 +269,16 @@ absl::Status SequenceIndex::Observe(const KeySource& source, int32_t length, con
     SEMKV_RETURN_IF_ERROR(Repartition(source, std::min(length, end), closes, progress));
     if (length < end) return absl::OkStatus();
   }
+}
+
+absl::Status SequenceIndex::SealFull(const KeySource& source, int32_t length, const uint8_t* closes,
+                                     Progress* progress) {
+  if (recipe_.keeps_tokens) return absl::OkStatus();  // which only Index knows
+  const int32_t border = length / recipe_.segment_tokens * recipe_.segment_tokens;
+  progress->first_token = first_unsealed();
+  if (border <= progress->first_token) return absl::OkStatus();
+  progress->changed = true;
+  return Seal(source, border, closes, progress);
 }
 
 absl::Status SequenceIndex::Repartition(const KeySource& source, int32_t length,
@@ -448,11 +463,22 @@ int32_t SequenceIndex::reachable_end() const {
   return recipe_.clusters ? tail_.window_end : tail_.sentence_end;
 }
 
-int64_t SequenceIndex::num_lists() const {
+int64_t SequenceIndex::Sum(int64_t (ListStore::*quantity)() const) const {
   int64_t total =
-      tail_.pages.num_lists() + tail_.sentences.num_lists() + tail_.clusters.num_lists();
+      (tail_.pages.*quantity)() + (tail_.sentences.*quantity)() + (tail_.clusters.*quantity)();
   for (const std::shared_ptr<const Segment>& segment : segments_) {
-    total += segment->ranges.num_lists() + segment->clusters.num_lists();
+    total += (segment->ranges.*quantity)() + (segment->clusters.*quantity)();
+  }
+  return total;
+}
+
+int64_t SequenceIndex::num_lists() const { return Sum(&ListStore::num_lists); }
+int64_t SequenceIndex::bytes() const { return Sum(&ListStore::bytes); }
+
+int64_t SequenceIndex::reserved_bytes() const {
+  int64_t total = Sum(&ListStore::reserved_bytes);
+  for (const Segment& segment : tail_.next) {
+    total += segment.ranges.reserved_bytes() + segment.clusters.reserved_bytes();
   }
   return total;
 }
@@ -462,26 +488,6 @@ int32_t SequenceIndex::max_lists() const {
   total += 2 * tail_.pages.max_lists();  // provisional lists of either partition
   for (const std::shared_ptr<const Segment>& segment : segments_) {
     total += segment->ranges.max_lists() + segment->clusters.max_lists();
-  }
-  return total;
-}
-
-int64_t SequenceIndex::bytes() const {
-  int64_t total = tail_.pages.bytes() + tail_.sentences.bytes() + tail_.clusters.bytes();
-  for (const std::shared_ptr<const Segment>& segment : segments_) {
-    total += segment->ranges.bytes() + segment->clusters.bytes();
-  }
-  return total;
-}
-
-int64_t SequenceIndex::reserved_bytes() const {
-  int64_t total = tail_.pages.reserved_bytes() + tail_.sentences.reserved_bytes() +
-                  tail_.clusters.reserved_bytes();
-  for (const std::shared_ptr<const Segment>& segment : segments_) {
-    total += segment->ranges.reserved_bytes() + segment->clusters.reserved_bytes();
-  }
-  for (const Segment& segment : tail_.next) {
-    total += segment.ranges.reserved_bytes() + segment.clusters.reserved_bytes();
   }
   return total;
 }

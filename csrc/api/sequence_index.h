@@ -129,7 +129,8 @@ class SequenceIndex {
   // keeps tokens, the first call only marks where the prompt ends.
   absl::Status Index(const KeySource& source, int32_t length, const uint8_t* closes,
                      Progress* progress);
-  // Folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
+  // Before Index: seals the full segments of what will be the prompt, as Index would. After it:
+  // folds tokens before `length` into the tail; `closes` is known for the first `num_closes`
   // tokens. On the host it allocates only when a window ends, when the tail grows past its room and
   // while a full one is repartitioned.
   absl::Status Observe(const KeySource& source, int32_t length, const uint8_t* closes,
@@ -144,7 +145,8 @@ class SequenceIndex {
   int32_t Views(int32_t cell, ListsView* views) const;
   int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }
 
-  bool indexed() const { return !segments_.empty() || tail_.start > 0; }
+  bool indexed() const { return tail_.begun; }
+  bool has_lists() const { return indexed() || !segments_.empty(); }
   // Tokens from here on are in no list: they must be attended as recent ones.
   int32_t reachable_end() const;
   int32_t num_segments() const { return static_cast<int32_t>(segments_.size()); }
@@ -158,6 +160,7 @@ class SequenceIndex {
 
  private:
   struct Tail {
+    bool begun = false;
     int32_t start = 0;         // first position of the tail
     int32_t page_end = 0;      // provisional lists reach to here
     int32_t sentence_end = 0;  // closed sentences reach to here
@@ -186,6 +189,11 @@ class SequenceIndex {
   // Every token before `end` that is in no segment, in as many as that takes.
   absl::StatusOr<std::vector<Segment>> BeginSegments(const KeySource& source, int32_t end,
                                                      const uint8_t* closes) const;
+  int32_t first_unsealed() const;
+  // Over the stores of all segments and the tail.
+  int64_t Sum(int64_t (ListStore::*quantity)() const) const;
+  absl::Status SealFull(const KeySource& source, int32_t length, const uint8_t* closes,
+                        Progress* progress);
   absl::Status Seal(const KeySource& source, int32_t end, const uint8_t* closes,
                     Progress* progress);
   absl::Status BuildOnDevice(const KeySource& source, Segment* segment) const;

@@ -355,12 +355,12 @@ SEMKV_EXPORT int semkv_pages_forget(semkv_context* context, int32_t num_pages,
  * policy.keep_factor it also decides which tokens stay in reach, by the last options.query_window
  * queries that semkv_attend was given in every layer (a fork inherits its parent's): as in the
  * paper, prefill the question before, or what it asks for may be gone. Errors: NOT_FOUND;
- * FAILED_PRECONDITION if storage is not registered, or queries of the window are not known (both
- * numbers are named). */
+ * FAILED_PRECONDITION if storage is not registered, or queries of the window are not known. */
 SEMKV_EXPORT int semkv_index(semkv_context* context, semkv_sequence sequence);
-/* Folds tokens appended since the last call into the lists: closed sentences, windows of 320 tokens
- * for clusters, provisional page lists for the rest, so that no token is ever out of reach.
- * policy.segment_tokens of them are repartitioned as one segment while the next 320 come. */
+/* Folds tokens appended since the last call into the lists (before semkv_index: builds the segments
+ * they fill): closed sentences, windows of 320 tokens for clusters, provisional page lists for the
+ * rest, so that none is out of reach. policy.segment_tokens of them are repartitioned as one
+ * segment while the next 320 come. */
 SEMKV_EXPORT int semkv_observe(semkv_context* context, semkv_sequence sequence);
 
 /* ---- step ------------------------------------------------------------------------------------ */

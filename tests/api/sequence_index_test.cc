@@ -254,6 +254,46 @@ TEST_F(SequenceIndexTest, AFullTailIsRepartitionedAsABatchIs) {
   }
 }
 
+// An engine that prefills in chunks has the full segments built as they come.
+TEST_F(SequenceIndexTest, ObservedChunksOfAPromptAreIndexedAsAtOnce) {
+  for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER}) {
+    SCOPED_TRACE(PolicyName(kind));
+    semkv_policy policy = SmallPolicy(kind);
+    policy.segment_tokens = 512;
+    Fill(1400, 11);
+    IndexFixture chunks(kHeads, kDim, keys_, values_, policy);
+    IndexFixture whole(kHeads, kDim, keys_, values_, policy);
+    for (int32_t length : {1, 511, 512, 700, 1100, 1300}) {
+      chunks.Observe(length, closes_.data());
+      EXPECT_EQ(chunks.index().num_segments(), length / 512) << length;
+      EXPECT_FALSE(chunks.index().indexed());
+    }
+    chunks.Index(1300, closes_.data());
+    EXPECT_EQ(chunks.progress().segments, 1);
+    EXPECT_EQ(chunks.progress().first_token, 1024);
+    chunks.Observe(1400, closes_.data());
+    whole.Index(1300, closes_.data());
+    whole.Observe(1400, closes_.data());
+    EXPECT_EQ(Bytes(chunks.index(), kHeads), Bytes(whole.index(), kHeads));
+  }
+}
+
+TEST_F(SequenceIndexTest, AdoptedSegmentsMayBeObservedBeforeTheRestIsIndexed) {
+  semkv_policy policy = SmallPolicy(SEMKV_POLICY_HYBRID);
+  policy.segment_tokens = 512;
+  Fill(1300, 12);
+  IndexFixture donor(kHeads, kDim, keys_, values_, policy);
+  IndexFixture heir(kHeads, kDim, keys_, values_, policy);
+  donor.Index(700, closes_.data());
+  EXPECT_EQ(heir.index().AdoptSegments(donor.index(), 700), 512);
+  heir.Observe(1200, closes_.data());
+  EXPECT_EQ(heir.index().num_segments(), 2);
+  heir.Index(1300, closes_.data());
+  IndexFixture whole(kHeads, kDim, keys_, values_, policy);
+  whole.Index(1300, closes_.data());
+  EXPECT_EQ(Bytes(heir.index(), kHeads), Bytes(whole.index(), kHeads));
+}
+
 // A step must not wait for all of it.
 TEST_F(SequenceIndexTest, EachTokenBuildsItsShareOfARepartition) {
   constexpr int32_t kStart = 500;
