@@ -1,5 +1,6 @@
 #include "benchmarks/attention_layers.h"
 
+#include <benchmark/benchmark.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -82,6 +83,10 @@ KvView AttentionLayers::view(int64_t i) const {
   return view;
 }
 
+int64_t RowOffset(const KvView& view, int32_t slot, int32_t kv_head) {
+  return KeyOffset(view, slot, kv_head) * DTypeBytes(view.dtype);
+}
+
 DecodeAttentionRun::DecodeAttentionRun(const AttentionLayers& layers, int32_t num_tokens,
                                        Selection selection, int32_t num_selected, int num_threads)
     : layers_(layers), pool_(num_threads), q_(kNumHeads * kHeadDim), out_(q_.size()) {
@@ -133,6 +138,29 @@ void DecodeAttentionRun::Attend(int64_t i) {
   uint8_t* workspace = workspace_.data();
   workspace += (64 - reinterpret_cast<uintptr_t>(workspace) % 64) % 64;
   DecodeAttentionHost(params_, workspace, workspace_.size() - 64, pool_);
+}
+
+void DecodeAttentionRun::DescribeRows() {
+  const KvView view = layers_.view(0);
+  for (int32_t head = 0; head < kNumKvHeads; ++head) {
+    if (counts_.empty()) {
+      for (int32_t t = 0; t < row_tokens_[0]; ++t) {
+        const int32_t page = layers_.block_table()[t / kPageTokens];
+        row_offsets_.push_back(RowOffset(view, page * kPageTokens + t % kPageTokens, head));
+      }
+      continue;
+    }
+    const int32_t* slots = slots_.data() + int64_t{head} * counts_[head];
+    for (int32_t i = 0; i < counts_[head]; ++i) {
+      row_offsets_.push_back(RowOffset(view, slots[i], head));
+    }
+  }
+}
+
+void DecodeAttentionRun::ReadRows(int64_t i) const {
+  constexpr size_t kRowBytes = 2 * kHeadDim * sizeof(uint16_t);  // a key and its value
+  benchmark::DoNotOptimize(
+      PlainReadRows(layers_.layer(i), row_offsets_.data(), row_offsets_.size(), kRowBytes));
 }
 
 void DecodeAttentionRun::ReadPlainly(int64_t i) { PlainRead(layers_.layer(i), bytes_, pool_); }

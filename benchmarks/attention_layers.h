@@ -36,6 +36,9 @@ class AttentionLayers {
   std::vector<int32_t> block_table_;
 };
 
+// Bytes from a layer's beginning to a token's key, which its value follows.
+int64_t RowOffset(const KvView& view, int32_t slot, int32_t kv_head);
+
 // One decode step's attention of Llama-3-8B over such layers: one row, dense, or sparse over
 // `num_selected` tokens per KV head.
 class DecodeAttentionRun {
@@ -50,6 +53,9 @@ class DecodeAttentionRun {
 
   // Reads layer i's bytes, all, or as many as the selection has.
   void ReadPlainly(int64_t i);
+  // Reads the rows that Attend reads, KV head after KV head, on one thread. Needs DescribeRows.
+  void ReadRows(int64_t i) const;
+  void DescribeRows();
 
   size_t bytes() const { return bytes_; }
 
@@ -61,6 +67,7 @@ class DecodeAttentionRun {
   DecodeAttentionParams params_;
   std::vector<uint16_t> q_, out_;  // bfloat16, as an engine's are
   std::vector<int32_t> row_tokens_, slots_, counts_;
+  std::vector<int64_t> row_offsets_;
   std::vector<uint8_t> workspace_;
   size_t bytes_ = 0;
 };

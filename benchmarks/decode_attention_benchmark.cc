@@ -101,6 +101,17 @@ RatioCase AgainstPlainRead(const std::string& name, int32_t num_tokens, Selectio
   return result;
 }
 
+// The same beside a loop that does nothing but read the rows that attention reads, in its order.
+RatioCase AgainstItsRows(const std::string& name, Selection selection) {
+  RatioCase result = AgainstPlainRead(name + "/rows", k32k, selection, 0.0, false);
+  const auto layers = std::make_shared<AttentionLayers>(k32k);
+  const auto run = std::make_shared<DecodeAttentionRun>(*layers, k32k, selection, kSelected, 1);
+  run->DescribeRows();
+  result.base_name = "read of its rows";
+  result.base = [layers, run](int64_t i) { run->ReadRows(i); };
+  return result;
+}
+
 // Two threads beside one.
 RatioCase TwoThreads(const std::string& name, Selection selection, double goal) {
   const auto layers = std::make_shared<AttentionLayers>(k32k);
@@ -139,8 +150,10 @@ void AddDecodeAttentionRatios(std::vector<RatioCase>& cases) {
   cases.push_back(AgainstPlainRead("dense/32k", k32k, Selection::kDense, 0.80, false));
   cases.push_back(AgainstPlainRead("dense/128k", 131072, Selection::kDense, 0.80, false));
   cases.push_back(AgainstPlainRead("dense/32k/avx2", k32k, Selection::kDense, 0.50, true));
+  cases.push_back(AgainstItsRows("dense/32k", Selection::kDense));
   cases.push_back(TwoThreads("dense/32k/2threads", Selection::kDense, 1.7));
   cases.push_back(AgainstPlainRead("scattered2048/32k", k32k, Selection::kScattered, 0.80, false));
+  cases.push_back(AgainstItsRows("scattered2048/32k", Selection::kScattered));
   cases.push_back(AgainstPlainRead("pages2048/32k", k32k, Selection::kPages, 0.80, false));
   cases.push_back(AgainstDenseRead("scattered2048/32k/save", Selection::kScattered, 1 / 0.075));
   cases.push_back(AgainstDenseRead("pages2048/32k/save", Selection::kPages, 1 / 0.075));

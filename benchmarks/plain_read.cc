@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "csrc/ops/parallel/thread_pool.h"
+#include "csrc/ops/prefetch_level.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "benchmarks/plain_read.cc"
@@ -72,10 +73,17 @@ uint64_t ReadAll(const void* data, size_t bytes) {
 
 uint64_t ReadRows(const void* data, const int64_t* offsets, size_t num_rows, size_t row_bytes) {
   const char* const base = static_cast<const char*>(data);
+  const bool into_l2 = PrefetchesIntoL2();  // as the kernels, or they would be faster
   Sums sums;
   for (size_t i = 0; i < num_rows; ++i) {
     const char* const next = base + offsets[i + kRowsAhead < num_rows ? i + kRowsAhead : i];
-    for (size_t line = 0; line < row_bytes; line += kLine) __builtin_prefetch(next + line);
+    for (size_t line = 0; line < row_bytes; line += kLine) {
+      if (into_l2) {
+        __builtin_prefetch(next + line, 0, 2);
+      } else {
+        __builtin_prefetch(next + line);
+      }
+    }
     sums.Add(base + offsets[i], row_bytes, 0);
   }
   return sums.Total();

@@ -185,10 +185,7 @@ void SelectionRun::DescribeRows() {
   const KvView kv = layers_.view(0);
   for (int32_t head = 0; head < kNumKvHeads; ++head) {
     for (int32_t j = 0; j < counts_[head]; ++j) {
-      const int32_t slot = slots_[head * kBudget + j];
-      const int64_t element =
-          slot / kPageTokens * kv.k_page + head * kv.k_head + slot % kPageTokens * kv.k_token;
-      row_offsets_.push_back(element * static_cast<int64_t>(sizeof(uint16_t)));
+      row_offsets_.push_back(RowOffset(kv, slots_[head * kBudget + j], head));
     }
   }
 }
