@@ -13,7 +13,7 @@ strip "$folder"/*_cuda_test "$folder/semkv_bench"
 # All but the C library's own, which every machine has.
 ldd "$folder"/*_cuda_test "$folder/semkv_bench" | awk '$2 == "=>" {print $3}' | sort -u |
   grep -vE '/(libc|libm|libpthread|libdl|librt)\.so' | xargs -I{} cp -L {} "$folder/lib"
-# OpenBLAS, which FAISS asks for, is 36 MB of code for many processors that packs well.
-tar -C "$folder/lib" -cJf "$folder/lib.tar.xz" . && rm -r "$folder/lib"
+# Machine code for a GPU, and OpenBLAS, which FAISS asks for, pack to a third.
+(cd "$folder" && tar -cJf programs.tar.xz *_cuda_test semkv_bench lib && rm -r *_cuda_test semkv_bench lib)
 git describe --always --dirty > "$folder/COMMIT"
 du -sh "$folder" | awk '{print "gpu-build: " $2 " has " $1}'

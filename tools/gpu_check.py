@@ -36,12 +36,12 @@ def run(command, seconds):
     return verdict, time.monotonic() - start, output
 
 
-def unpack_libraries(folder):
-    """Where the bundled libraries lie, in the search path of what runs after this."""
+def unpack_programs(folder):
+    """Beside their archive; their libraries in the search path of what runs after this."""
     libraries = folder / "lib"
     if not libraries.is_dir():
-        with tarfile.open(folder / "lib.tar.xz") as packed:
-            packed.extractall(libraries)
+        with tarfile.open(folder / "programs.tar.xz") as packed:
+            packed.extractall(folder)
     os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"
 
 
@@ -140,7 +140,7 @@ def main():
         print("gpu_check: nvidia-smi finds no GPU here", file=sys.stderr)
         return 2
     folder = arguments.folder.resolve()
-    unpack_libraries(folder)
+    unpack_programs(folder)
     date, commit = datetime.date.today().isoformat(), (folder / "COMMIT").read_text().strip()
     results = {"gpu": gpu, "date": date, "commit": commit,
                "heading": f"`make gpu-check` wrote this on {date}: {gpu}, commit {commit}.",
