@@ -14,7 +14,7 @@
 
 namespace semkv {
 
-// The buffer is made once per program, on huge pages where the system has them.
+// The buffer is made once per program, on huge pages where the system has them; copies share it.
 class AttentionLayers {
  public:
   explicit AttentionLayers(int32_t num_tokens);
@@ -62,7 +62,7 @@ class DecodeAttentionRun {
  private:
   void SelectTokens(int32_t num_tokens, Selection selection, int32_t num_selected);
 
-  const AttentionLayers& layers_;
+  const AttentionLayers layers_;
   ThreadPool pool_;
   DecodeAttentionParams params_;
   std::vector<uint16_t> q_, out_;  // bfloat16, as an engine's are

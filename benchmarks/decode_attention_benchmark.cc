@@ -82,15 +82,15 @@ BENCHMARK_CAPTURE(BM_DecodeAttention, bf16 / pages2048, Selection::kPages, false
 // A case that attends in layers of `num_tokens` tokens, beside a plain read of as many bytes.
 RatioCase AgainstPlainRead(const std::string& name, int32_t num_tokens, Selection selection,
                            double goal, bool is_avx2) {
-  const auto layers = std::make_shared<AttentionLayers>(num_tokens);
+  const AttentionLayers layers(num_tokens);
   const auto run =
-      std::make_shared<DecodeAttentionRun>(*layers, num_tokens, selection, kSelected, 1);
+      std::make_shared<DecodeAttentionRun>(layers, num_tokens, selection, kSelected, 1);
   RatioCase result;
   result.name = "attend/" + name;
   result.base_name = "plain read";
   result.goal = goal;
   result.bytes = static_cast<double>(run->bytes());
-  result.base = [layers, run](int64_t i) { run->ReadPlainly(i); };
+  result.base = [run](int64_t i) { run->ReadPlainly(i); };
   result.run = [run](int64_t i) { run->Attend(i); };
   if (is_avx2) {
     result.run = [run](int64_t i) {
@@ -103,42 +103,45 @@ RatioCase AgainstPlainRead(const std::string& name, int32_t num_tokens, Selectio
 
 // The same beside a loop that does nothing but read the rows that attention reads, in its order.
 RatioCase AgainstItsRows(const std::string& name, Selection selection) {
-  RatioCase result = AgainstPlainRead(name + "/rows", k32k, selection, 0.0, false);
-  const auto layers = std::make_shared<AttentionLayers>(k32k);
-  const auto run = std::make_shared<DecodeAttentionRun>(*layers, k32k, selection, kSelected, 1);
+  const auto run =
+      std::make_shared<DecodeAttentionRun>(AttentionLayers(k32k), k32k, selection, kSelected, 1);
   run->DescribeRows();
+  RatioCase result;
+  result.name = "attend/" + name + "/rows";
   result.base_name = "read of its rows";
-  result.base = [layers, run](int64_t i) { run->ReadRows(i); };
+  result.bytes = static_cast<double>(run->bytes());
+  result.base = [run](int64_t i) { run->ReadRows(i); };
+  result.run = [run](int64_t i) { run->Attend(i); };
   return result;
 }
 
 // Two threads beside one.
 RatioCase TwoThreads(const std::string& name, Selection selection, double goal) {
-  const auto layers = std::make_shared<AttentionLayers>(k32k);
-  const auto one = std::make_shared<DecodeAttentionRun>(*layers, k32k, selection, kSelected, 1);
-  const auto two = std::make_shared<DecodeAttentionRun>(*layers, k32k, selection, kSelected, 2);
+  const AttentionLayers layers(k32k);
+  const auto one = std::make_shared<DecodeAttentionRun>(layers, k32k, selection, kSelected, 1);
+  const auto two = std::make_shared<DecodeAttentionRun>(layers, k32k, selection, kSelected, 2);
   RatioCase result;
   result.name = "attend/" + name;
   result.base_name = "one thread";
   result.is_single_threaded = false;
   result.goal = goal;
   result.bytes = static_cast<double>(two->bytes());
-  result.base = [layers, one](int64_t i) { one->Attend(i); };
+  result.base = [one](int64_t i) { one->Attend(i); };
   result.run = [two](int64_t i) { two->Attend(i); };
   return result;
 }
 
 // The sparse step beside a plain read of the whole context: what selection can save.
 RatioCase AgainstDenseRead(const std::string& name, Selection selection, double goal) {
-  const auto layers = std::make_shared<AttentionLayers>(k32k);
-  const auto dense = std::make_shared<DecodeAttentionRun>(*layers, k32k, Selection::kDense, 0, 1);
-  const auto sparse = std::make_shared<DecodeAttentionRun>(*layers, k32k, selection, kSelected, 1);
+  const AttentionLayers layers(k32k);
+  const auto dense = std::make_shared<DecodeAttentionRun>(layers, k32k, Selection::kDense, 0, 1);
+  const auto sparse = std::make_shared<DecodeAttentionRun>(layers, k32k, selection, kSelected, 1);
   RatioCase result;
   result.name = "attend/" + name;
   result.base_name = "plain read of 32k";
   result.goal = goal;
   result.bytes = static_cast<double>(sparse->bytes());
-  result.base = [layers, dense](int64_t i) { dense->ReadPlainly(i); };
+  result.base = [dense](int64_t i) { dense->ReadPlainly(i); };
   result.run = [sparse](int64_t i) { sparse->Attend(i); };
   return result;
 }

@@ -74,7 +74,7 @@ class SelectionRun {
   void DescribeAttention();
   void DescribeRows();
 
-  const AttentionLayers& layers_;
+  const AttentionLayers layers_;
   ThreadPool pool_{1};
   std::shared_ptr<const SelectionIndex> index_;
   std::vector<std::vector<uint8_t>> memory_;   // [num_layers]

@@ -178,7 +178,7 @@ absl::Status SequenceIndex::BuildOnDevice(const KeySource& source, Segment* segm
   return BuildListsOnDevice(source, lists);
 }
 
-void SequenceIndex::Add(std::vector<Segment> segments, Progress* progress) {
+void SequenceIndex::AddSegments(std::vector<Segment> segments, Progress* progress) {
   for (Segment& segment : segments) {
     segments_.push_back(std::make_shared<const Segment>(std::move(segment)));
     ++progress->segments;
@@ -193,7 +193,7 @@ absl::Status SequenceIndex::Seal(const KeySource& source, int32_t end, const uin
                               ? BuildOnDevice(source, &segment)
                               : BuildCells(source, 0, source.num_cells(), &segment));
   }
-  Add(std::move(segments), progress);
+  AddSegments(std::move(segments), progress);
   return absl::OkStatus();
 }
 
@@ -222,7 +222,6 @@ absl::Status SequenceIndex::Index(const KeySource& source, int32_t length, const
 
 absl::Status SequenceIndex::ResetTail(const KeySource& source, int32_t start) {
   tail_ = Tail();
-  tail_.begun = true;
   tail_.start = tail_.page_end = tail_.sentence_end = tail_.sentence_scanned = tail_.window_end =
       start;
   Device* const device = source.device;
@@ -299,17 +298,17 @@ absl::Status SequenceIndex::Repartition(const KeySource& source, int32_t length,
       return built;
     }
     if (length < end) return absl::OkStatus();
-    Add(std::move(tail_.next), progress);
+    AddSegments(std::move(tail_.next), progress);
   }
   progress->changed = true;
   ++progress->repartitions;
   return ResetTail(source, full);
 }
 
-// Until `cells` of tail_.next are built; fewer than there are threads wait for company.
 absl::Status SequenceIndex::BuildNext(const KeySource& source, int64_t cells) {
   const int32_t num_cells = source.num_cells();
   const int64_t all = num_cells * static_cast<int64_t>(tail_.next.size());
+  // Fewer than there are threads wait for company.
   if (cells < all) cells -= (cells - tail_.next_cells) % source.pool->num_threads();
   while (tail_.next_cells < cells) {
     const int64_t segment = tail_.next_cells / num_cells, first = segment * num_cells;

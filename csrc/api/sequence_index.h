@@ -145,7 +145,7 @@ class SequenceIndex {
   int32_t Views(int32_t cell, ListsView* views) const;
   int32_t max_views() const { return 2 * static_cast<int32_t>(segments_.size()) + 4; }
 
-  bool indexed() const { return tail_.begun; }
+  bool indexed() const { return tail_.reserved > 0; }
   bool has_lists() const { return indexed() || !segments_.empty(); }
   // Tokens from here on are in no list: they must be attended as recent ones.
   int32_t reachable_end() const;
@@ -160,13 +160,12 @@ class SequenceIndex {
 
  private:
   struct Tail {
-    bool begun = false;
     int32_t start = 0;         // first position of the tail
     int32_t page_end = 0;      // provisional lists reach to here
     int32_t sentence_end = 0;  // closed sentences reach to here
     int32_t sentence_scanned = 0;
     int32_t window_end = 0;  // clustered windows reach to here
-    int32_t reserved = 0;    // tokens the stores have room for
+    int32_t reserved = 0;    // tokens the stores have room for; 0: there is no tail yet
     int32_t lists_of_window = 0;
     ListStore pages, sentences, clusters;
     // Of a full tail, on the host: what will replace it, and how many of its cells are built.
@@ -197,10 +196,11 @@ class SequenceIndex {
   absl::Status Seal(const KeySource& source, int32_t end, const uint8_t* closes,
                     Progress* progress);
   absl::Status BuildOnDevice(const KeySource& source, Segment* segment) const;
-  void Add(std::vector<Segment> segments, Progress* progress);
+  void AddSegments(std::vector<Segment> segments, Progress* progress);
   // Of a full tail that has grown to `length`.
   absl::Status Repartition(const KeySource& source, int32_t length, const uint8_t* closes,
                            Progress* progress);
+  // Until `cells` of tail_.next are built.
   absl::Status BuildNext(const KeySource& source, int64_t cells);
   // Where the tail is full, and where it ends at the latest.
   int32_t full_tail() const { return tail_.start + recipe_.segment_tokens; }

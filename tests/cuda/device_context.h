@@ -119,9 +119,7 @@ class TwoContexts {
   }
 
   // Tokens with random ids; topics last some tokens, so that sentences and clusters mean something.
-  // Keys of
-  // `poisoned` positions are not finite.
-  // Returns their slots.
+  // Keys of `poisoned` positions are not finite. Returns their slots.
   std::vector<int32_t> Append(semkv_sequence sequence, int32_t n,
                               const std::vector<int32_t>& poisoned = {}) {
     const int32_t first = static_cast<int32_t>(tokens_[sequence].size());
@@ -176,6 +174,16 @@ class TwoContexts {
   void StepAndCompare(const std::vector<semkv_sequence>& rows, int32_t max_budget);
 
   static constexpr int32_t kMaxRows = 4;  // of StepAndCompare
+
+  // Decodes `steps` tokens; every `every`th step, the first of all, is StepAndCompare's.
+  void DecodeAndCompare(semkv_sequence sequence, int32_t steps, int32_t max_budget, int32_t every) {
+    for (int32_t i = 0; i < steps; ++i) {
+      Append(sequence, 1);
+      if (i % every == 0) StepAndCompare({sequence}, max_budget);
+      Observe(sequence);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
 
   // What StepAndCompare expects of a layer that has run on the device: `out` is of queries `q`.
   void CheckLayer(const std::vector<semkv_sequence>& rows, int32_t layer,

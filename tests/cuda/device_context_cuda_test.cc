@@ -19,18 +19,9 @@ using testing::DeviceContextShape;
 using testing::GraphEngine;
 using testing::HasDevice;
 using testing::kIsEmulated;
+using testing::Policy;
 using testing::PoolLayout;
 using testing::TwoContexts;
-
-semkv_policy Policy(int32_t kind, int32_t budget) {
-  semkv_policy policy;
-  EXPECT_EQ(semkv_policy_init(&policy, kind), SEMKV_OK);
-  policy.budget = budget;
-  policy.min_context = budget;
-  policy.dense_layers = 0;
-  policy.kmeans_iterations = 2;  // the harness takes its time
-  return policy;
-}
 
 class DeviceContextTest : public ::testing::Test {
  protected:
@@ -38,17 +29,6 @@ class DeviceContextTest : public ::testing::Test {
     if (!HasDevice()) GTEST_SKIP() << "no GPU";
   }
 };
-
-// Decodes `steps` tokens and compares some of the steps.
-void DecodeAndCompare(TwoContexts& contexts, semkv_sequence sequence, int32_t steps,
-                      int32_t max_budget, int32_t every) {
-  for (int32_t i = 0; i < steps; ++i) {
-    contexts.Append(sequence, 1);
-    if (i % every == 0) contexts.StepAndCompare({sequence}, max_budget);
-    contexts.Observe(sequence);
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-}
 
 void ExpectSameLayerRows(TwoContexts& contexts) {
   semkv_stats host = {}, device = {};
@@ -91,7 +71,7 @@ TEST_F(DeviceContextTest, EveryPolicySelectsAndAttendsAsOnTheHost) {
     const semkv_sequence sequence = contexts.NewSequence(c.policy);
     contexts.Append(sequence, 300);
     contexts.Index(sequence);
-    DecodeAndCompare(contexts, sequence, 10, 256, 9);
+    contexts.DecodeAndCompare(sequence, 10, 256, 9);
     if (HasFatalFailure()) return;
     ExpectSameLayerRows(contexts);
   }
@@ -109,7 +89,7 @@ TEST_F(DeviceContextTest, ServesPoolsOfAnEngine) {
       const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
       contexts.Append(sequence, 200);
       contexts.Index(sequence);
-      DecodeAndCompare(contexts, sequence, 18, 96, 17);
+      contexts.DecodeAndCompare(sequence, 18, 96, 17);
       if (HasFatalFailure()) return;
     }
   }
@@ -158,12 +138,7 @@ TEST_F(DeviceContextTest, TailsThatMoveAreReadWhereTheyAre) {
   contexts.Index(sequence);
   contexts.Append(sequence, 700);
   contexts.Observe(sequence);
-  for (int32_t i = 0; i < 10; ++i) {
-    contexts.Append(sequence, 1);
-    contexts.StepAndCompare({sequence}, 128);
-    contexts.Observe(sequence);
-    if (HasFailure()) return;
-  }
+  contexts.DecodeAndCompare(sequence, 10, 128, 1);
 }
 
 TEST_F(DeviceContextTest, ABatchMixesRowsAndForksCopyWhatTheyWrite) {
@@ -265,30 +240,16 @@ TEST_F(DeviceContextTest, OneGraphServesGrowingLengths) {
   const auto plans = contexts.Plans(1, 96);
   contexts.set_writes_device(false);
   testing::LazyStreams lazy;
-  GraphEngine engine(&contexts, plans.second);
+  GraphEngine engine(&contexts, plans);
   int num_sparse = 0;
   for (int32_t i = 0; i < 24; ++i) {
     SCOPED_TRACE("step " + std::to_string(i));
-    const int32_t slot = contexts.Append(sequence, 1)[0];
-    std::vector<std::vector<uint8_t>> queries;
-    for (int32_t layer = 0; layer < contexts.shape().num_layers; ++layer) {
-      queries.push_back(contexts.NewQueries(1));
-    }
-    SEMKV_ASSERT_OK(semkv_plan_step(plans.first, 1, &sequence, nullptr));
-    SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
+    engine.Step(sequence);
     int32_t reason = 0;
     SEMKV_ASSERT_OK(semkv_plan_row(plans.second, 0, 0, &reason));
     num_sparse += reason == SEMKV_ROW_SPARSE;
-    const std::vector<std::vector<uint8_t>> out = engine.Step(sequence, slot, queries);
     for (int32_t layer = 0; layer < contexts.shape().num_layers && i % 6 == 5; ++layer) {
-      // The same step, call by call.
-      testing::DeviceCopy q(queries[layer]), again(queries[layer]);
-      semkv_attend_args args = contexts.AttendArgs();
-      args.q = q.data();
-      args.out = again.data();
-      SEMKV_ASSERT_OK(semkv_run_layer(plans.second, layer, nullptr, &args));
-      EXPECT_EQ(again.Read(), out[layer]);
-      contexts.CheckLayer({sequence}, layer, plans, queries[layer], out[layer]);
+      engine.CompareWithCalls(sequence, layer);
     }
     contexts.Observe(sequence);
     if (HasFailure()) return;

@@ -21,6 +21,7 @@ namespace {
 using testing::DeviceContextShape;
 using testing::GraphEngine;
 using testing::HasDevice;
+using testing::Policy;
 using testing::PoolLayout;
 using testing::TwoContexts;
 
@@ -40,27 +41,6 @@ DeviceContextShape E4M3Shape() {
   return shape;
 }
 
-semkv_policy Policy(int32_t kind, int32_t budget) {
-  semkv_policy policy;
-  EXPECT_EQ(semkv_policy_init(&policy, kind), SEMKV_OK);
-  policy.budget = budget;
-  policy.min_context = budget;
-  policy.dense_layers = 0;
-  policy.kmeans_iterations = 2;  // the harness takes its time
-  return policy;
-}
-
-// Decodes `steps` tokens and compares the first and the last of the steps.
-void DecodeAndCompare(TwoContexts& contexts, semkv_sequence sequence, int32_t steps,
-                      int32_t max_budget) {
-  for (int32_t i = 0; i < steps; ++i) {
-    contexts.Append(sequence, 1);
-    if (i == 0 || i == steps - 1) contexts.StepAndCompare({sequence}, max_budget);
-    contexts.Observe(sequence);
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-}
-
 TEST_F(DeviceContextE4M3Test, PoliciesSelectAndAttendAsOnTheHost) {
   for (int32_t kind : {SEMKV_POLICY_DENSE, SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE,
                        SEMKV_POLICY_CLUSTER, SEMKV_POLICY_QUEST, SEMKV_POLICY_CLUSTERKV}) {
@@ -69,7 +49,7 @@ TEST_F(DeviceContextE4M3Test, PoliciesSelectAndAttendAsOnTheHost) {
     const semkv_sequence sequence = contexts.NewSequence(Policy(kind, 128));
     contexts.Append(sequence, 300);
     contexts.Index(sequence);
-    DecodeAndCompare(contexts, sequence, 5, 256);
+    contexts.DecodeAndCompare(sequence, 5, 256, 4);
     if (HasFatalFailure()) return;
   }
 }
@@ -88,7 +68,7 @@ TEST_F(DeviceContextE4M3Test, ServesPoolsOfAnEngine) {
     const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_HYBRID, 96));
     contexts.Append(sequence, 200);
     contexts.Index(sequence);
-    DecodeAndCompare(contexts, sequence, 18, 96);
+    contexts.DecodeAndCompare(sequence, 18, 96, 17);
     if (HasFatalFailure()) return;
   }
 }
@@ -103,7 +83,7 @@ TEST_F(DeviceContextE4M3Test, WithoutScales) {
     const semkv_sequence sequence = contexts.NewSequence(Policy(SEMKV_POLICY_CLUSTER, 96));
     contexts.Append(sequence, 150);
     contexts.Index(sequence);
-    DecodeAndCompare(contexts, sequence, 2, 96);
+    contexts.DecodeAndCompare(sequence, 2, 96, 1);
     if (HasFatalFailure()) return;
   }
 }
@@ -139,27 +119,11 @@ TEST_F(DeviceContextE4M3Test, StepsAreReplayedFromAGraph) {
   contexts.Append(sequence, 120);
   contexts.Index(sequence);
   contexts.set_writes_device(false);
-  const auto plans = contexts.Plans(1, 96);
-  GraphEngine engine(&contexts, plans.second);
+  GraphEngine engine(&contexts, contexts.Plans(1, 96));
   for (int32_t i = 0; i < 6; ++i) {
     SCOPED_TRACE("step " + std::to_string(i));
-    const int32_t slot = contexts.Append(sequence, 1)[0];
-    std::vector<std::vector<uint8_t>> queries;
-    for (int32_t layer = 0; layer < contexts.shape().num_layers; ++layer) {
-      queries.push_back(contexts.NewQueries(1));
-    }
-    SEMKV_ASSERT_OK(semkv_plan_step(plans.first, 1, &sequence, nullptr));
-    SEMKV_ASSERT_OK(semkv_plan_step(plans.second, 1, &sequence, nullptr));
-    const std::vector<std::vector<uint8_t>> out = engine.Step(sequence, slot, queries);
-    // The same layer, call by call.
-    const int32_t last = contexts.shape().num_layers - 1;
-    testing::DeviceCopy q(queries[last]), again(queries[last]);
-    semkv_attend_args args = contexts.AttendArgs();
-    args.q = q.data();
-    args.out = again.data();
-    SEMKV_ASSERT_OK(semkv_run_layer(plans.second, last, nullptr, &args));
-    EXPECT_EQ(again.Read(), out[last]);
-    contexts.CheckLayer({sequence}, last, plans, queries[last], out[last]);
+    engine.Step(sequence);
+    engine.CompareWithCalls(sequence, contexts.shape().num_layers - 1);
     contexts.Observe(sequence);
     if (HasFailure()) return;
   }

@@ -1,7 +1,9 @@
-// The shapes of contexts that tests drive on a device and on the host.
+// The shapes and policies of contexts that tests drive on a device and on the host.
 
 #ifndef SEMKV_TESTS_CUDA_DEVICE_CONTEXT_SHAPE_H_
 #define SEMKV_TESTS_CUDA_DEVICE_CONTEXT_SHAPE_H_
+
+#include <gtest/gtest.h>
 
 #include <cstdint>
 
@@ -34,6 +36,16 @@ struct DeviceContextShape {
     return layout == PoolLayout::kOwned ? scale : scale * static_cast<float>(layer + 1);
   }
 };
+
+inline semkv_policy Policy(int32_t kind, int32_t budget) {
+  semkv_policy policy;
+  EXPECT_EQ(semkv_policy_init(&policy, kind), SEMKV_OK);
+  policy.budget = budget;
+  policy.min_context = budget;
+  policy.dense_layers = 0;
+  policy.kmeans_iterations = 2;  // the harness takes its time
+  return policy;
+}
 
 }  // namespace semkv::testing
 

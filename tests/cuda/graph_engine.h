@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "semkv/semkv.h"
@@ -18,7 +19,9 @@ namespace semkv::testing {
 // An engine's decode step: buffers that stay where they are, one graph of all layers.
 class GraphEngine {
  public:
-  explicit GraphEngine(TwoContexts* contexts, semkv_plan* plan) : contexts_(contexts), plan_(plan) {
+  // `plans`: of the host and of the device (TwoContexts::Plans), for one row.
+  GraphEngine(TwoContexts* contexts, std::pair<semkv_plan*, semkv_plan*> plans)
+      : contexts_(contexts), plans_(plans) {
     const DeviceContextShape& shape = contexts->shape();
     EXPECT_EQ(cudaStreamCreate(&stream_), cudaSuccess);
     SEMKV_EXPECT_OK(semkv_set_stream(contexts->device(), stream_));
@@ -40,31 +43,45 @@ class GraphEngine {
     EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
   }
 
-  // One token of `sequence`, which has been appended and planned. Returns the layers' outputs.
-  std::vector<std::vector<uint8_t>> Step(semkv_sequence sequence, int32_t slot,
-                                         const std::vector<std::vector<uint8_t>>& queries) {
+  // One more token of `sequence`, with random queries.
+  void Step(semkv_sequence sequence) {
     const int32_t num_layers = contexts_->shape().num_layers;
+    const int32_t slot = contexts_->Append(sequence, 1)[0];
+    SEMKV_ASSERT_OK(semkv_plan_step(plans_.first, 1, &sequence, nullptr));
+    SEMKV_ASSERT_OK(semkv_plan_step(plans_.second, 1, &sequence, nullptr));
+    queries_.clear();
     Fill(slot_, &slot, sizeof(slot));
     for (int32_t layer = 0; layer < num_layers; ++layer) {
+      queries_.push_back(contexts_->NewQueries(1));
       const std::vector<uint8_t> k = contexts_->LastKeys(sequence, layer);
       const std::vector<uint8_t> v = contexts_->LastValues(sequence, layer);
-      Fill(buffers_[4 * layer], queries[layer].data(), queries[layer].size());
+      Fill(buffers_[4 * layer], queries_[layer].data(), queries_[layer].size());
       Fill(buffers_[4 * layer + 2], k.data(), k.size());
       Fill(buffers_[4 * layer + 3], v.data(), v.size());
     }
     uint64_t key = 0;
-    SEMKV_EXPECT_OK(semkv_plan_graph_key(plan_, &key));
+    SEMKV_EXPECT_OK(semkv_plan_graph_key(plans_.second, &key));
     if (graph_ == nullptr || key != key_) Capture();
     key_ = key;
     EXPECT_EQ(cudaGraphLaunch(graph_, stream_), cudaSuccess);
-    std::vector<std::vector<uint8_t>> out = queries;
+    out_ = queries_;
     for (int32_t layer = 0; layer < num_layers; ++layer) {
-      EXPECT_EQ(cudaMemcpyAsync(out[layer].data(), buffers_[4 * layer + 1], out[layer].size(),
+      EXPECT_EQ(cudaMemcpyAsync(out_[layer].data(), buffers_[4 * layer + 1], out_[layer].size(),
                                 cudaMemcpyDeviceToHost, stream_),
                 cudaSuccess);
     }
     EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-    return out;
+  }
+
+  // A layer of the last step beside the same one call by call, and beside the host.
+  void CompareWithCalls(semkv_sequence sequence, int32_t layer) {
+    DeviceCopy q(queries_[layer]), again(queries_[layer]);
+    semkv_attend_args args = contexts_->AttendArgs();
+    args.q = q.data();
+    args.out = again.data();
+    SEMKV_ASSERT_OK(semkv_run_layer(plans_.second, layer, nullptr, &args));
+    EXPECT_EQ(again.Read(), out_[layer]);
+    contexts_->CheckLayer({sequence}, layer, plans_, queries_[layer], out_[layer]);
   }
 
   int num_captures() const { return num_captures_; }
@@ -114,16 +131,17 @@ class GraphEngine {
     attend.q = buffers_[4 * layer];
     attend.out = buffers_[4 * layer + 1];
     attend.stream = stream_;
-    SEMKV_EXPECT_OK(semkv_run_layer(plan_, layer, &write, &attend));
+    SEMKV_EXPECT_OK(semkv_run_layer(plans_.second, layer, &write, &attend));
   }
 
   TwoContexts* const contexts_;
-  semkv_plan* const plan_;
+  const std::pair<semkv_plan*, semkv_plan*> plans_;
   cudaStream_t stream_ = nullptr;
   cudaGraphExec_t graph_ = nullptr;
   uint64_t key_ = 0;
   int num_captures_ = 0;
-  std::vector<void*> buffers_;  // [num_layers][q, out, k, v]
+  std::vector<std::vector<uint8_t>> queries_, out_;  // of the last step, [num_layers]
+  std::vector<void*> buffers_;                       // [num_layers][q, out, k, v]
   void* slot_ = nullptr;
 };
 

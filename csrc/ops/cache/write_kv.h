@@ -3,7 +3,7 @@
 // A pool of float8 e4m3 (CUDA and reference alone; the host form and GatherKeys, GatherValues do
 // not take it) gets x / scale, a division in float32, rounded once to float32 and once to e4m3,
 // where what is beyond 448 becomes 448, infinity too, and NaN stays NaN. Not x times the
-// reciprocal, which rounds otherwise: these are the numbers that vLLM stores with the same scale.
+// reciprocal, which rounds otherwise.
 
 #ifndef SEMKV_OPS_CACHE_WRITE_KV_H_
 #define SEMKV_OPS_CACHE_WRITE_KV_H_

@@ -18,7 +18,6 @@ namespace semkv {
 constexpr int kSplit = 8;
 constexpr int kSplitRounds = 4;
 constexpr uint32_t kFirstBits = 16u << 23;
-constexpr uint32_t kEndOfKeyBits = 0x7f800001u;  // one more than infinity's
 // How often lists are taken whole before the rest is sorted: the first time takes all but what two
 // partitions have in common, the second most of that.
 constexpr int kBulkRounds = 2;

@@ -18,32 +18,15 @@ using testing::AttentionResult;
 using testing::AttentionShape;
 using testing::DecodeProblem;
 using testing::DenseProblem;
+using testing::ExpectSimtEqualsReference;
 using testing::kCudaDTypes;
 using testing::PlanFor;
 using testing::PoolLayout;
 using testing::RandomQueries;
 using testing::RandomTokens;
 using testing::RunSimt;
-using testing::Slice;
-using testing::SlotList;
+using testing::SimtNear;
 using testing::TokenRows;
-
-// Half of what other pools are allowed: weights are float16 whatever q is, which leaves bfloat16
-// one unit of the last place where the reference's out, rounded too, is beyond a tie.
-::testing::AssertionResult Near(const AttentionResult& actual, const AttentionResult& expected,
-                                DType q_dtype) {
-  const ::testing::AssertionResult lse = testing::AllNear(actual.lse, expected.lse, 1e-5f);
-  if (!lse) return lse;
-  return testing::AllNear(actual.out, expected.out, testing::AttentionTolerance(q_dtype) / 2);
-}
-
-void ExpectEqualsReference(DecodeProblem& problem, int32_t max_row_tokens,
-                           int32_t num_multiprocessors) {
-  const DecodeAttentionPlan plan = PlanFor(problem.params, max_row_tokens, num_multiprocessors);
-  const AttentionResult expected = problem.RunReference();
-  EXPECT_TRUE(
-      Near(RunSimt(problem, plan, max_row_tokens).result, expected, problem.params.q_dtype));
-}
 
 class DecodeAttentionE4M3ShapeTest : public ::testing::TestWithParam<DType> {};
 
@@ -62,7 +45,7 @@ TEST_P(DecodeAttentionE4M3ShapeTest, EqualsTheReference) {
     if (shape.dtype != GetParam() || !IsExecuted(shape)) continue;
     SCOPED_TRACE(testing::ShapeName(shape));
     DecodeProblem problem = DenseProblem(rng, shape);
-    ExpectEqualsReference(problem, shape.num_tokens, 1 + shape.num_tokens / 100);
+    ExpectSimtEqualsReference(problem, shape.num_tokens, 1 + shape.num_tokens / 100);
   }
 }
 
@@ -123,7 +106,7 @@ TEST(DecodeAttentionE4M3Test, NanInAKeyReachesOnlyTheHeadsThatReadIt) {
   for (DType dtype : kCudaDTypes) {
     for (int32_t bad : {0, 3, 69}) {
       DecodeProblem problem = testing::NanKeyProblem(dtype, bad, /*is_e4m3=*/true);
-      ExpectEqualsReference(problem, 70, 1);
+      ExpectSimtEqualsReference(problem, 70, 1);
       for (int32_t h = 0; h < 8; ++h) EXPECT_EQ(std::isnan(problem.params.lse[h]), h >= 4);
     }
   }
@@ -134,7 +117,7 @@ TEST(DecodeAttentionE4M3Test, SoftCapFollowsTheReference) {
   for (DType dtype : kCudaDTypes) {
     for (float cap : {0.5f, 30.0f}) {
       DecodeProblem problem = testing::SoftCapProblem(rng, dtype, cap, /*is_e4m3=*/true);
-      ExpectEqualsReference(problem, 300, 2);
+      ExpectSimtEqualsReference(problem, 300, 2);
     }
   }
 }
@@ -142,21 +125,12 @@ TEST(DecodeAttentionE4M3Test, SoftCapFollowsTheReference) {
 // A ragged batch with lengths at the borders of a warp's tokens, a tile and a part.
 TEST(DecodeAttentionE4M3Test, LengthsAtEveryBorder) {
   std::mt19937_64 rng(testing::TestSeed(41));
-  AttentionShape shape{2, 1, 80, 0, DType::kFloat16, true};
-  std::vector<TokenRows> rows;
-  for (int32_t border : {0, 16, 64, 192, 384}) {
-    for (int32_t offset : {-1, 0, 1}) {
-      shape.num_tokens = std::max(0, border + offset);
-      rows.push_back(RandomTokens(rng, shape));
-    }
-  }
-  const int32_t num_rows = static_cast<int32_t>(rows.size());
-  DecodeProblem problem(shape, num_rows, RandomQueries(rng, shape, num_rows));
-  problem.SetDense(rng, rows, PoolLayout::kTokenMajor, 32);
-  for (int32_t multiprocessors : {1, 10 * num_rows}) {
+  DecodeProblem problem =
+      testing::BordersProblem(rng, {2, 1, 80, 0, DType::kFloat16, true}, {0, 16, 64, 192, 384});
+  for (int32_t multiprocessors : {1, 10 * problem.params.num_rows}) {
     const DecodeAttentionPlan plan = PlanFor(problem.params, 385, multiprocessors);
     EXPECT_EQ(plan.max_splits, multiprocessors == 1 ? 1 : 2);
-    ExpectEqualsReference(problem, 385, multiprocessors);
+    ExpectSimtEqualsReference(problem, 385, multiprocessors);
   }
 }
 
@@ -175,7 +149,7 @@ TEST(DecodeAttentionE4M3Test, PageSizeLayoutAndScheduleDoNotChangeABit) {
       EXPECT_EQ(plan.max_splits, 2);
       results.push_back(RunSimt(problem, plan, seed++).result);
       EXPECT_EQ(results.back(), results.front()) << page_tokens;
-      EXPECT_TRUE(Near(results.back(), problem.RunReference(), shape.dtype));
+      EXPECT_TRUE(SimtNear(results.back(), problem.RunReference(), problem.params));
     }
   }
 }
@@ -189,7 +163,7 @@ TEST(DecodeAttentionE4M3Test, CountsAtEveryBorderOfBothPools) {
     for (size_t num_position : {0, 1, 47, 129}) {
       SCOPED_TRACE(num_list * 1000 + num_position);
       DecodeProblem problem = testing::TwoPoolsProblem(rng, shape, num_list, num_position);
-      ExpectEqualsReference(problem, 300, 8);
+      ExpectSimtEqualsReference(problem, 300, 8);
     }
   }
 }
@@ -203,41 +177,22 @@ TEST(DecodeAttentionE4M3Test, TheListPoolAlone) {
   const int32_t page_tokens = problem.params.position.page_tokens;
   problem.params.position = KvView{};
   problem.params.position.page_tokens = page_tokens;
-  EXPECT_TRUE(
-      Near(RunSimt(problem, PlanFor(problem.params, 130, 1), 1).result, expected, shape.dtype));
+  EXPECT_TRUE(SimtNear(RunSimt(problem, PlanFor(problem.params, 130, 1), 1).result, expected,
+                       problem.params));
 }
 
 TEST(DecodeAttentionE4M3Test, EveryQueryHeadMayHaveItsOwnSelection) {
   std::mt19937_64 rng(testing::TestSeed(13));
   for (DType dtype : kCudaDTypes) {
     DecodeProblem problem = testing::SelectionPerHeadProblem(rng, dtype, /*is_e4m3=*/true);
-    ExpectEqualsReference(problem, 100, 1);
+    ExpectSimtEqualsReference(problem, 100, 1);
   }
 }
 
 // The rest is of values, not of stored numbers: rows that are cut and rows that are not.
 TEST(DecodeAttentionE4M3Test, MergingTheRestEqualsReadingIt) {
   std::mt19937_64 rng(testing::TestSeed(15));
-  const AttentionShape shape{8, 2, 128, 400, DType::kFloat16, true};
-  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.MakePools(PoolLayout::kRowPairs, KvDType(shape), KvDType(shape), 400, 16);
-  const SlotList slots = testing::Permutation(rng, 400);
-  testing::WriteBoth(problem, RandomTokens(rng, shape), slots);
-  problem.SetSlots(2, {slots, slots}, {});
-  const AttentionResult whole = problem.RunReference();
-  for (size_t cut : {0, 100, 390, 400}) {
-    SCOPED_TRACE(cut);
-    const SlotList a = Slice(slots, 0, cut), b = Slice(slots, cut, 400);
-    problem.params.rest_out = problem.params.rest_lse = nullptr;
-    problem.SetSlots(2, {b, b}, {});
-    const AttentionResult rest = problem.RunReference();
-    problem.params.rest_out = rest.out.data();
-    problem.params.rest_lse = rest.lse.data();
-    problem.SetSlots(2, {a, a}, {});
-    const AttentionResult merged = RunSimt(problem, PlanFor(problem.params, 400, 8), 1).result;
-    EXPECT_TRUE(Near(merged, problem.RunReference(), shape.dtype));
-    EXPECT_TRUE(testing::AllNear(merged.out, whole.out, 2e-3f));
-  }
+  testing::ExpectRestMerges(rng, /*is_e4m3=*/true, {0, 100, 390, 400});
 }
 
 TEST(DecodeAttentionE4M3Test, RandomBatchesOfDenseAndSparseRowsFollowTheReference) {
@@ -253,30 +208,11 @@ TEST(DecodeAttentionE4M3Test, RandomBatchesOfDenseAndSparseRowsFollowTheReferenc
     limits.max_kv_heads = 2;
     limits.is_e4m3 = true;
     DecodeProblem problem = testing::RandomBatch(rng, limits, round % 3 == 0);
-    ExpectEqualsReference(problem, 150, 1 + round * 2);
+    ExpectSimtEqualsReference(problem, 150, 1 + round * 2);
   }
 }
 
 // ------------------------------ bytes
-
-// As decode_attention_simt_test, with a byte a number of keys and values.
-void ExpectFloor(DecodeProblem& problem, int32_t tokens, int64_t id_bytes, int32_t splits) {
-  const DecodeAttentionParams& p = problem.params;
-  const DecodeAttentionPlan plan = PlanFor(p, tokens, splits);
-  EXPECT_EQ(plan.max_splits, splits);
-  const simt::LaunchReport report = RunSimt(problem, plan, 1).report;
-  if (!simt::kMemoryHooks) return;
-  const int64_t heads = int64_t{p.num_heads} * p.head_dim * 2 * 2 + int64_t{p.num_heads} * 4;
-  const int64_t floor = heads + int64_t{tokens} * p.num_kv_heads * p.head_dim * 2 + id_bytes;
-  EXPECT_GE(report.Bytes(), floor);
-  EXPECT_LE(report.Bytes(), 1.1 * floor);
-  for (const char* name : {"q", "out", "position", "list"}) {
-    if (report.traffic.count(name) == 0) continue;
-    for (const auto& [width, accesses] : report.traffic.at(name).accesses) {
-      EXPECT_EQ(width, 16) << name;
-    }
-  }
-}
 
 TEST(DecodeAttentionE4M3Test, MovesAtMostATenthMoreThanItMustIn16Bytes) {
   std::mt19937_64 rng(testing::TestSeed(43));
@@ -289,11 +225,7 @@ TEST(DecodeAttentionE4M3Test, MovesAtMostATenthMoreThanItMustIn16Bytes) {
     SCOPED_TRACE(testing::ShapeName(shape));
     const int32_t tiles = CeilDiv(shape.num_tokens, 64);
     const int32_t splits = tiles / std::max(3, CeilDiv(3 * shape.num_heads, 4));
-    DecodeProblem dense = DenseProblem(rng, shape);
-    ExpectFloor(dense, shape.num_tokens, shape.num_tokens / 16 * 4, splits);
-    DecodeProblem sparse = testing::TwoPoolsProblem(rng, shape, shape.num_tokens / 3,
-                                                    shape.num_tokens - shape.num_tokens / 3);
-    ExpectFloor(sparse, shape.num_tokens, int64_t{shape.num_tokens} * 4, splits);
+    testing::ExpectFloors(rng, shape, splits);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <random>
 #include <vector>
 
 #include "csrc/ops/attention/decode_attention_kernel.cuh"
@@ -67,12 +68,77 @@ inline SimtRun RunSimt(DecodeProblem& problem, const DecodeAttentionPlan& plan, 
   return run;
 }
 
+// Pools of e4m3 are allowed half of what others are: weights are float16 whatever q is, which
+// leaves bfloat16 one unit of the last place where the reference's out, rounded too, is beyond a
+// tie.
+inline ::testing::AssertionResult SimtNear(const AttentionResult& actual,
+                                           const AttentionResult& expected,
+                                           const DecodeAttentionParams& p) {
+  const float share = StoredDType(p) == DType::kFloat8E4M3 ? 0.5f : 1.0f;
+  return ResultsNear(actual, expected, p.q_dtype, share);
+}
+
 inline void ExpectSimtEqualsReference(DecodeProblem& problem, int32_t max_row_tokens,
                                       int32_t num_multiprocessors) {
   const DecodeAttentionPlan plan = PlanFor(problem.params, max_row_tokens, num_multiprocessors);
   const AttentionResult expected = problem.RunReference();
-  EXPECT_TRUE(
-      ResultsNear(RunSimt(problem, plan, max_row_tokens).result, expected, problem.params.q_dtype));
+  EXPECT_TRUE(SimtNear(RunSimt(problem, plan, max_row_tokens).result, expected, problem.params));
+}
+
+// A single row of `tokens` tokens in `splits` parts moves at most a tenth more than any form must:
+// queries, keys and values once per KV head, the output, and `id_bytes` of page ids or slots.
+inline void ExpectFloor(DecodeProblem& problem, int32_t tokens, int64_t id_bytes, int32_t splits) {
+  const DecodeAttentionParams& p = problem.params;
+  const DecodeAttentionPlan plan = PlanFor(p, tokens, splits);
+  EXPECT_EQ(plan.max_splits, splits);
+  const simt::LaunchReport report = RunSimt(problem, plan, 1).report;
+  if (!simt::kMemoryHooks) return;
+  const int64_t heads = int64_t{p.num_heads} * p.head_dim * 2 * 2 + int64_t{p.num_heads} * 4;
+  const int64_t kv_bytes = int64_t{tokens} * p.num_kv_heads * p.head_dim * 2 *
+                           static_cast<int64_t>(DTypeBytes(StoredDType(p)));
+  const int64_t floor = heads + kv_bytes + id_bytes;
+  EXPECT_GE(report.Bytes(), floor);
+  EXPECT_LE(report.Bytes(), 1.1 * floor);
+  for (const char* name : {"q", "out", "position", "list"}) {
+    if (report.traffic.count(name) == 0) continue;
+    for (const auto& [width, accesses] : report.traffic.at(name).accesses) {
+      EXPECT_EQ(width, 16) << name;
+    }
+  }
+}
+
+// The same of a dense row and of slots in both pools.
+inline void ExpectFloors(std::mt19937_64& rng, const AttentionShape& shape, int32_t splits) {
+  const int32_t tokens = shape.num_tokens;
+  DecodeProblem dense = DenseProblem(rng, shape);
+  ExpectFloor(dense, tokens, tokens / 16 * 4, splits);
+  DecodeProblem sparse = TwoPoolsProblem(rng, shape, tokens / 3, tokens - tokens / 3);
+  ExpectFloor(sparse, tokens, int64_t{tokens} * 4, splits);
+}
+
+// Attention over A and B is attention over A with B's state as the rest, wherever B begins in a row
+// of 400 tokens.
+inline void ExpectRestMerges(std::mt19937_64& rng, bool is_e4m3, const std::vector<size_t>& cuts) {
+  const AttentionShape shape{8, 2, 128, 400, DType::kFloat16, is_e4m3};
+  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
+  problem.MakePools(PoolLayout::kRowPairs, KvDType(shape), KvDType(shape), 400, 16);
+  const SlotList slots = Permutation(rng, 400);
+  WriteBoth(problem, RandomTokens(rng, shape), slots);
+  problem.SetSlots(2, {slots, slots}, {});
+  const AttentionResult whole = problem.RunReference();
+  for (size_t cut : cuts) {
+    SCOPED_TRACE(cut);
+    const SlotList a = Slice(slots, 0, cut), b = Slice(slots, cut, 400);
+    problem.params.rest_out = problem.params.rest_lse = nullptr;
+    problem.SetSlots(2, {b, b}, {});
+    const AttentionResult rest = problem.RunReference();
+    problem.params.rest_out = rest.out.data();
+    problem.params.rest_lse = rest.lse.data();
+    problem.SetSlots(2, {a, a}, {});
+    const AttentionResult merged = RunSimt(problem, PlanFor(problem.params, 400, 8), 1).result;
+    EXPECT_TRUE(SimtNear(merged, problem.RunReference(), problem.params));
+    EXPECT_TRUE(AllNear(merged.out, whole.out, 2e-3f));
+  }
 }
 
 }  // namespace semkv::testing

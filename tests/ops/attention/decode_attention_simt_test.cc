@@ -57,18 +57,9 @@ INSTANTIATE_TEST_SUITE_P(DTypes, DecodeAttentionSimtShapeTest, ::testing::Values
 // parts and with as many as there can be.
 TEST(DecodeAttentionSimtTest, LengthsAtEveryBorder) {
   std::mt19937_64 rng(testing::TestSeed(41));
-  AttentionShape shape{2, 1, 64, 0, DType::kFloat16};
-  std::vector<TokenRows> rows;
-  for (int32_t border : {0, 16, 32, 48, 64, 80, 128, 192, 256, 320, 384}) {
-    for (int32_t offset : {-1, 0, 1}) {
-      shape.num_tokens = std::max(0, border + offset);
-      rows.push_back(RandomTokens(rng, shape));
-    }
-  }
-  const int32_t num_rows = static_cast<int32_t>(rows.size());
-  DecodeProblem problem(shape, num_rows, RandomQueries(rng, shape, num_rows));
-  problem.SetDense(rng, rows, PoolLayout::kTokenMajor, 32);
-  for (int32_t multiprocessors : {1, 10 * num_rows}) {
+  DecodeProblem problem = testing::BordersProblem(rng, {2, 1, 64, 0, DType::kFloat16},
+                                                  {0, 16, 32, 48, 64, 80, 128, 192, 256, 320, 384});
+  for (int32_t multiprocessors : {1, 10 * problem.params.num_rows}) {
     const DecodeAttentionPlan plan = PlanFor(problem.params, 385, multiprocessors);
     EXPECT_EQ(plan.max_splits, multiprocessors == 1 ? 1 : 3);
     ExpectSimtEqualsReference(problem, 385, multiprocessors);
@@ -189,30 +180,6 @@ TEST(DecodeAttentionSimtTest, SubnormalAndLargeStoredNumbersAreExact) {
 
 // ------------------------------ bytes
 
-// Bytes that any form must move for a single row of `tokens` tokens: queries, keys and values once
-// per KV head, the output, and the page ids or slots.
-int64_t FloorBytes(const DecodeProblem& problem, int64_t tokens, int64_t id_bytes) {
-  const DecodeAttentionParams& p = problem.params;
-  const int64_t heads = int64_t{p.num_heads} * p.head_dim * 2 * 2 + int64_t{p.num_heads} * 4;
-  return heads + tokens * p.num_kv_heads * p.head_dim * 2 * 2 + id_bytes;
-}
-
-void ExpectFloor(DecodeProblem& problem, int32_t tokens, int64_t id_bytes, int32_t splits) {
-  const DecodeAttentionPlan plan = PlanFor(problem.params, tokens, splits);
-  EXPECT_EQ(plan.max_splits, splits);
-  const simt::LaunchReport report = RunSimt(problem, plan, 1).report;
-  if (!simt::kMemoryHooks) return;
-  const int64_t floor = FloorBytes(problem, tokens, id_bytes);
-  EXPECT_GE(report.Bytes(), floor);
-  EXPECT_LE(report.Bytes(), 1.1 * floor);
-  for (const char* name : {"q", "out", "position", "list"}) {
-    if (report.traffic.count(name) == 0) continue;
-    for (const auto& [width, accesses] : report.traffic.at(name).accesses) {
-      EXPECT_EQ(width, 16) << name;
-    }
-  }
-}
-
 // Of rows that are cut into as many parts as the plan ever makes.
 TEST(DecodeAttentionSimtTest, MovesAtMostATenthMoreThanItMustIn16Bytes) {
   std::mt19937_64 rng(testing::TestSeed(43));
@@ -224,11 +191,7 @@ TEST(DecodeAttentionSimtTest, MovesAtMostATenthMoreThanItMustIn16Bytes) {
     SCOPED_TRACE(testing::ShapeName(shape));
     const int32_t tiles = CeilDiv(shape.num_tokens, 64);
     const int32_t splits = tiles / std::max(2, shape.num_heads / 2);
-    DecodeProblem dense = DenseProblem(rng, shape);
-    ExpectFloor(dense, shape.num_tokens, shape.num_tokens / 16 * 4, splits);
-    DecodeProblem sparse = testing::TwoPoolsProblem(rng, shape, shape.num_tokens / 3,
-                                                    shape.num_tokens - shape.num_tokens / 3);
-    ExpectFloor(sparse, shape.num_tokens, int64_t{shape.num_tokens} * 4, splits);
+    testing::ExpectFloors(rng, shape, splits);
   }
 }
 

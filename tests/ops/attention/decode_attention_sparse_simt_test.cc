@@ -86,30 +86,10 @@ TEST(DecodeAttentionSparseSimtTest, EmptyRowsGiveZeroAndMinusInfinity) {
   }
 }
 
-// Attention over A and B is attention over A with B's state as the rest; rows that are cut and
-// rows that are not, empty ones included.
+// Rows that are cut and rows that are not, empty ones included.
 TEST(DecodeAttentionSparseSimtTest, MergingTheRestEqualsReadingIt) {
   std::mt19937_64 rng(testing::TestSeed(15));
-  const AttentionShape shape{8, 2, 128, 400, DType::kFloat16};
-  DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
-  problem.MakePools(PoolLayout::kRowPairs, shape.dtype, shape.dtype, 400, 16);
-  const SlotList slots = testing::Permutation(rng, 400);
-  testing::WriteBoth(problem, RandomTokens(rng, shape), slots);
-  problem.SetSlots(2, {slots, slots}, {});
-  const AttentionResult whole = problem.RunReference();
-  for (size_t cut : {0, 1, 100, 399, 400}) {
-    SCOPED_TRACE(cut);
-    const SlotList a = Slice(slots, 0, cut), b = Slice(slots, cut, 400);
-    problem.params.rest_out = problem.params.rest_lse = nullptr;
-    problem.SetSlots(2, {b, b}, {});
-    const AttentionResult rest = problem.RunReference();
-    problem.params.rest_out = rest.out.data();
-    problem.params.rest_lse = rest.lse.data();
-    problem.SetSlots(2, {a, a}, {});
-    const AttentionResult merged = RunSimt(problem, PlanFor(problem.params, 400, 8), 1).result;
-    EXPECT_TRUE(ResultsNear(merged, problem.RunReference(), shape.dtype));
-    EXPECT_TRUE(testing::AllNear(merged.out, whole.out, 2e-3f));
-  }
+  testing::ExpectRestMerges(rng, /*is_e4m3=*/false, {0, 1, 100, 399, 400});
 }
 
 TEST(DecodeAttentionSparseSimtTest, DenseRowsHaveNoRest) {

@@ -3,6 +3,7 @@
 #ifndef SEMKV_TESTS_OPS_ATTENTION_DECODE_CASES_H_
 #define SEMKV_TESTS_OPS_ATTENTION_DECODE_CASES_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,10 @@ namespace semkv::testing {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+inline DType StoredDType(const DecodeAttentionParams& p) {
+  return (p.position.k != nullptr ? p.position : p.list).dtype;
+}
+
 // The CUDA form's plan; the fewer multiprocessors the GPU has, the fewer parts a row is cut into.
 inline DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_row_tokens,
                                    int32_t num_multiprocessors = 132) {
@@ -27,7 +32,7 @@ inline DecodeAttentionPlan PlanFor(const DecodeAttentionParams& p, int32_t max_r
   bounds.num_kv_heads = p.num_kv_heads;
   bounds.num_selections = p.num_selections;
   bounds.head_dim = p.head_dim;
-  bounds.kv_dtype = (p.position.k != nullptr ? p.position : p.list).dtype;
+  bounds.kv_dtype = StoredDType(p);
   bounds.num_multiprocessors = num_multiprocessors;
   return PlanDecodeAttention(bounds);
 }
@@ -51,6 +56,22 @@ inline DecodeProblem DenseProblem(std::mt19937_64& rng, const AttentionShape& sh
                                   int32_t page_tokens = 16) {
   DecodeProblem problem(shape, 1, RandomQueries(rng, shape, 1));
   problem.SetDense(rng, {RandomTokens(rng, shape)}, layout, page_tokens);
+  return problem;
+}
+
+// A ragged batch with lengths one below, at and one above every border.
+inline DecodeProblem BordersProblem(std::mt19937_64& rng, AttentionShape shape,
+                                    const std::vector<int32_t>& borders) {
+  std::vector<TokenRows> rows;
+  for (int32_t border : borders) {
+    for (int32_t offset : {-1, 0, 1}) {
+      shape.num_tokens = std::max(0, border + offset);
+      rows.push_back(RandomTokens(rng, shape));
+    }
+  }
+  const int32_t num_rows = static_cast<int32_t>(rows.size());
+  DecodeProblem problem(shape, num_rows, RandomQueries(rng, shape, num_rows));
+  problem.SetDense(rng, rows, PoolLayout::kTokenMajor, 32);
   return problem;
 }
 

@@ -253,10 +253,11 @@ inline std::vector<float> RandomQueries(std::mt19937_64& rng, const AttentionSha
 }
 
 inline ::testing::AssertionResult ResultsNear(const AttentionResult& actual,
-                                              const AttentionResult& expected, DType dtype) {
+                                              const AttentionResult& expected, DType dtype,
+                                              float share_of_tolerance = 1.0f) {
   const ::testing::AssertionResult lse = AllNear(actual.lse, expected.lse, 1e-5f);
   if (!lse) return lse;
-  return AllNear(actual.out, expected.out, AttentionTolerance(dtype));
+  return AllNear(actual.out, expected.out, share_of_tolerance * AttentionTolerance(dtype));
 }
 
 }  // namespace semkv::testing

@@ -294,60 +294,67 @@ TEST(SelectListsSimtTest, ThereMayBeMoreViewsThanACtaHasThreads) {
   EXPECT_EQ(SelectSimt(input, 1), expected);
 }
 
-// 128k tokens in two partitions. The floor: a key and an offset of every list, a member and a slot
-// of every token, and its pages' entries of the table.
+// One row of 128k tokens in two partitions, selected by the kernel as by the reference.
+class LongRow {
+ public:
+  explicit LongRow(int32_t list_page_tokens) : input_(Case(list_page_tokens), 9) {
+    ScoreListsReference(input_.Score());
+    expected_ = SelectReference(input_);
+    SelectListsParams p = input_.Select();
+    p.positions = nullptr;
+    testing::PoisonSelected(input_);
+    report_ = SelectSimt(p, TightPlan(p), 1);
+  }
+
+  static RetrievalCase Case(int32_t list_page_tokens) {
+    RetrievalCase c;
+    c.contexts = {131072};
+    c.num_heads = c.num_selections = 1;
+    c.head_dim = 16;
+    c.segment_tokens = 8192;
+    c.budget = 2048;
+    c.list_page_tokens = list_page_tokens;
+    return c;
+  }
+
+  RetrievalInput& input() { return input_; }
+  const Selected& expected() const { return expected_; }
+  void ExpectFloor(int64_t floor) const {
+    EXPECT_LE(report_.Bytes(), 1.1 * floor);
+    ::testing::Test::RecordProperty("over_floor", std::to_string(1.0 * report_.Bytes() / floor));
+  }
+
+ private:
+  RetrievalInput input_;
+  Selected expected_;
+  simt::LaunchReport report_;
+};
+
+// The floor: a key and an offset of every list, a member and a slot of every token, and its pages'
+// entries of the table.
 TEST(SelectListsSimtTest, MovesAtMostATenthMoreThanItMust) {
   if (!simt::kMemoryHooks) GTEST_SKIP() << "no traffic is counted in this build";
-  RetrievalCase c;
-  c.contexts = {131072};
-  c.num_heads = c.num_selections = 1;
-  c.head_dim = 16;
-  c.segment_tokens = 8192;
-  c.budget = 2048;
-  RetrievalInput input(c, 9);
-  ScoreListsReference(input.Score());
-  const Selected expected = SelectReference(input);
-  SelectListsParams p = input.Select();
-  p.positions = nullptr;
-  testing::PoisonSelected(input);
-  const simt::LaunchReport report = SelectSimt(p, TightPlan(p), 1);
-  EXPECT_EQ(input.slots, expected.slots);
-  const int64_t lists = input.max_lists();
+  LongRow row(0);
+  EXPECT_EQ(row.input().slots, row.expected().slots);
+  const RetrievalCase c = LongRow::Case(0);
   std::set<int32_t> pages;
-  for (const int32_t position : expected.positions) pages.insert(position / c.page_tokens);
-  const int64_t floor =
-      6 * lists + (2 + 4) * int64_t{c.budget} + 4 * static_cast<int64_t>(pages.size());
-  EXPECT_LE(report.Bytes(), 1.1 * floor);
-  RecordProperty("over_floor", std::to_string(1.0 * report.Bytes() / floor));
-  RecordProperty("lists", std::to_string(lists));
+  for (const int32_t position : row.expected().positions) pages.insert(position / c.page_tokens);
+  row.ExpectFloor(6 * row.input().max_lists() + (2 + 4) * int64_t{c.budget} +
+                  4 * static_cast<int64_t>(pages.size()));
 }
 
 // With pages: one and the home page that its list begins in for every page, a view's address of
 // these for each view, and slots of ends alone.
 TEST(SelectListsSimtTest, MovesAtMostATenthMoreThanItMustWithPages) {
   if (!simt::kMemoryHooks) GTEST_SKIP() << "no traffic is counted in this build";
-  RetrievalCase c;
-  c.contexts = {131072};
-  c.num_heads = c.num_selections = 1;
-  c.head_dim = 16;
-  c.segment_tokens = 8192;
-  c.budget = 2048;
-  c.list_page_tokens = 16;
-  RetrievalInput input(c, 9);
-  ScoreListsReference(input.Score());
-  const Selected expected = SelectReference(input);
-  SelectListsParams p = input.Select();
-  p.positions = nullptr;
-  testing::PoisonSelected(input);
-  const simt::LaunchReport report = SelectSimt(p, TightPlan(p), 1);
-  EXPECT_EQ(input.counts, expected.counts);
-  EXPECT_EQ(expected.counts[0], c.num_sinks + c.num_recent);
-  const int64_t lists = input.max_lists(), pages = expected.wanted_counts[0];
-  const int64_t floor = 6 * lists + 2 * int64_t{c.budget} + 4 * int64_t{expected.counts[0]} +
-                        (8 + 4) * pages + 8 * static_cast<int64_t>(input.views().size());
-  EXPECT_LE(report.Bytes(), 1.1 * floor);
-  RecordProperty("over_floor", std::to_string(1.0 * report.Bytes() / floor));
-  RecordProperty("pages", std::to_string(pages));
+  LongRow row(16);
+  const std::vector<int32_t>& counts = row.expected().counts;
+  EXPECT_EQ(row.input().counts, counts);
+  const RetrievalCase c = LongRow::Case(16);
+  EXPECT_EQ(counts[0], c.num_sinks + c.num_recent);
+  const int64_t pages = row.expected().wanted_counts[0];
+  row.ExpectFloor(6 * row.input().max_lists() + 2 * int64_t{c.budget} + 4 * int64_t{counts[0]} +
+                  (8 + 4) * pages + 8 * static_cast<int64_t>(row.input().views().size()));
 }
 
 TEST(SelectListsSimtTest, PagesThatCannotBeServedAreRefused) {
