@@ -104,7 +104,7 @@ DecodeAttentionRun::DecodeAttentionRun(const AttentionLayers& layers, int32_t nu
   params_.scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
   row_tokens_ = {selection == Selection::kDense ? num_tokens : -1};
   params_.row_tokens = row_tokens_.data();
-  params_.block_table = layers.block_table().data();
+  params_.block_table = layers_.block_table().data();
   bytes_ = num_tokens * kTokenBytes;
   if (selection != Selection::kDense) SelectTokens(num_tokens, selection, num_selected);
   workspace_.resize(DecodeAttentionWorkspaceBytes(1, kNumHeads, kNumKvHeads, kHeadDim, num_tokens) +

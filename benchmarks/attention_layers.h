@@ -14,7 +14,8 @@
 
 namespace semkv {
 
-// The buffer is made once per program, on huge pages where the system has them; copies share it.
+// The buffer is made once per program, on huge pages where the system has them; copies share it,
+// but each has its block table.
 class AttentionLayers {
  public:
   explicit AttentionLayers(int32_t num_tokens);

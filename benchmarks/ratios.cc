@@ -105,6 +105,7 @@ int PrintRatioTable(const std::string& filter) {
               "min/min", "median", "goal");
   int num_missed = 0;
   for (const RatioCase& ratio_case : cases) num_missed += PrintRatio(ratio_case) ? 0 : 1;
+  std::printf("%d of %zu ratios miss their goal\n", num_missed, cases.size());
   return num_missed;
 }
 

@@ -128,7 +128,7 @@ SelectionRun::SelectionRun(const AttentionLayers& layers, int32_t num_tokens,
       counts_(kNumKvHeads),
       out_(kNumHeads * kHeadDim) {
   const size_t layer_bytes = (index_->bytes() + kPlainReadUnit - 1) / kPlainReadUnit;
-  for (int32_t i = 0; i < layers.num_layers(); ++i) {
+  for (int32_t i = 0; i < layers_.num_layers(); ++i) {
     uint8_t* const memory = memory_.emplace_back(layer_bytes * kPlainReadUnit).data();
     std::vector<ListsView>& views = views_.emplace_back(index_->CopyTo(memory));
     for (ListsView& view : views) {
@@ -139,7 +139,7 @@ SelectionRun::SelectionRun(const AttentionLayers& layers, int32_t num_tokens,
   row_.budget = kBudget;
   row_.num_sinks = 16;
   row_.num_recent = 64;
-  row_.block_table = layers.block_table().data();
+  row_.block_table = layers_.block_table().data();
   DescribeSelection();
   DescribeAttention();
   retrieval_workspace_.resize(

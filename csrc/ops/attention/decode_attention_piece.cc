@@ -66,16 +66,20 @@ class RowFinder {
  private:
   void FillFromSlots(const int32_t* slots, Tile<T>& tile) const {
     const KvView& view = *piece_.view;
+    size_t num_neighbours = 0;
     for (size_t i = 0; i < tile.num_tokens; ++i) {
+      if (i > 0) num_neighbours += slots[i] == slots[i - 1] + 1;
       const int64_t page = slots[i] >> shift_;
       const int64_t in_page = slots[i] & mask_;
       tile.rows[2 * i] = k_ + page * view.k_page + in_page * view.k_token;
       tile.rows[2 * i + 1] = v_ + page * view.v_page + in_page * view.v_token;
     }
+    tile.is_scattered = 2 * num_neighbours < tile.num_tokens;
   }
 
   // Asks the block table once per page, whose tokens are a stride apart.
   void FillFromPages(int32_t first, Tile<T>& tile) const {
+    tile.is_scattered = false;
     const KvView& view = *piece_.view;
     for (size_t i = 0; i < tile.num_tokens;) {
       const int32_t t = first + static_cast<int32_t>(i);
@@ -271,6 +275,7 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
       if (params.logit_cap != 0.0f) CapScores(tile.num_quads(), params.logit_cap, scratch.scores);
       alignas(64) float rescale[kQuadScores];
       UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
+      if (quad == 0) prefetcher.TouchIfAtOnce();
       AddTileValues(tile, scratch.scores, rescale, head_dim, scratch.acc + first, prefetcher);
     }
     rows.FillTile(begin + 3 * kTileTokens, tiles[i]);
@@ -316,6 +321,7 @@ void AttendBf16(const DecodeAttentionParams& params, const DecodePiece& piece) {
       if (params.logit_cap != 0.0f) CapScores(tile.num_quads(), params.logit_cap, scratch.scores);
       alignas(64) float rescale[kQuadScores];
       UpdateSoftmax(tile.num_quads(), scratch.scores, scratch.softmax[quad], rescale);
+      if (quad == 0) prefetcher.TouchIfAtOnce();
       AddTileValuesBf16(tile, scratch.scores, rescale, head_dim, scratch.acc + first, prefetcher);
     }
     rows.FillTile(begin + 3 * kTileTokens, tiles[i]);
