@@ -458,6 +458,7 @@ int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
 }
 
 int32_t SequenceIndex::reachable_end() const {
+  if (!indexed()) return segments_.empty() ? 0 : first_unsealed();
   if (recipe_.provisional) return tail_.page_end;
   return recipe_.clusters ? tail_.window_end : tail_.sentence_end;
 }

@@ -262,6 +262,9 @@ class Group:
         reasons = [self._refusal(starts[row + 1] - starts[row], lengths[row], tables[row],
                                  is_prefilling[row]) for row in range(num_rows)]
         wanted = [row for row, reason in enumerate(reasons) if reason is None]
+        prompts = [row for row, reason in enumerate(reasons)
+                   if reason == "prefill" and lengths[row] > self._options.threshold
+                   and self._beyond_copy(lengths[row], tables[row]) is None]
         if len(wanted) < num_rows:
             self._counts.update(reason for reason in reasons if reason is not None)
         if len(wanted) > self._options.max_rows:
@@ -270,7 +273,12 @@ class Group:
         if self._options.report:
             self._write_report()
         try:
-            return self._plan_step(wanted, lengths, tables)
+            planned = self._plan_step(wanted, lengths, tables)
+            for row in prompts:
+                # Its queries of this step are yet to be written.
+                self._tracker.seal_prompt(tables[row],
+                                          lengths[row] - (starts[row + 1] - starts[row]))
+            return planned
         except SemkvError as error:
             self.turn_off(str(error))
             return []
@@ -300,6 +308,9 @@ class Group:
             return "several queries"
         if length <= self._options.threshold:
             return "short context"
+        return self._beyond_copy(length, table)
+
+    def _beyond_copy(self, length, table):
         if length > self._max_tokens:
             return "longer than the copy"
         if self._is_limited and \
@@ -385,7 +396,8 @@ class Group:
             refused = sum(self._tracker.refused.values())
             lines.append(f"sequences: made {self._tracker.adopted}, continued "
                          f"{self._tracker.continued} times, lists shared for "
-                         f"{self._tracker.shared_tokens} tokens, made of "
+                         f"{self._tracker.shared_tokens} tokens, built for "
+                         f"{self._tracker.prompt_tokens} while their prompts came, made of "
                          f"{self._tracker.sparse_blocks} blocks that were decoded sparsely, "
                          f"refused {refused}"
                          + "".join(f"; {r} {n}" for r, n in self._tracker.refused.items()))

@@ -6,7 +6,8 @@ content when its first slot is written; that ends the sequences over the old one
 none (its first decode step, after a preemption, after steps that went elsewhere) gets a new
 sequence over the keys that are in its blocks already. It takes over the lists that another one has
 built of the same blocks: those of ended requests too, whose last blocks are the first to be reused,
-so of a sequence that is cut short what comes before stays as a donor of lists.
+so of a sequence that is cut short what comes before stays as a donor of lists. A prompt that comes
+in chunks has such a donor too, whose lists are built as it comes.
 
 Token ids are kept by slot as they come by, so a prefix-cache hit, whose tokens are never computed
 again, has them too.
@@ -34,6 +35,8 @@ class _Tracked:
         self.num_tokens = 0
         self.blocks = np.empty(max_blocks, np.int32)
         self.num_blocks = 0
+        self.num_sealed = 0  # tokens in full segments that lists were built of, at least
+        self.is_prompt = False  # of a prompt that was still coming
         self.step = -1
 
     @property
@@ -72,6 +75,7 @@ class Tracker:
         self.adopted = 0
         self.continued = 0
         self.shared_tokens = 0
+        self.prompt_tokens = 0  # whose lists were built while their prompt came
         self.sparse_blocks = 0  # that the engine's prefix cache offered to a new sequence
         self._tag = new("semkv_page_tag")
         self._one_id, self._one_block = ffi.new("int32_t[1]"), ffi.new("int32_t[1]")
@@ -126,6 +130,43 @@ class Tracker:
             result.append(None if tracked is None else tracked.sequence)
         return result
 
+    def seal_prompt(self, table, num_tokens):
+        """Builds the lists of a prompt's full segments that are in their blocks, so that its first
+        decode step has only the rest to build. `table`, int32 array: its block table; `num_tokens`:
+        of it that are in their blocks."""
+        segment = self._policy.segment_tokens
+        # What comes after a token tells whether it ends a sentence.
+        full = (num_tokens - 1) // segment * segment
+        blocks = self._blocks(table, num_tokens)
+        if full <= 0 or self._num_sealed(self._donor(blocks), blocks) >= full:
+            return
+        if not self._are_written(blocks, num_tokens) or not self._has_room():
+            return
+        donor = self._donor(blocks)
+        tracked = self._make(blocks, num_tokens)
+        tracked.is_prompt = True
+        before = self._take_lists(tracked, donor)
+        check(lib.semkv_observe(self._context, tracked.sequence))
+        tracked.num_sealed = full
+        self.prompt_tokens += full - before
+
+    def _num_sealed(self, donor, blocks):
+        """Tokens of `blocks` that `donor` has lists of, in full segments."""
+        if donor is None:
+            return 0
+        return min(donor.num_sealed, self._num_common(donor, blocks) * self._block_tokens)
+
+    def _blocks(self, table, num_tokens):
+        return np.ascontiguousarray(table[:-(-num_tokens // self._block_tokens)], np.int32)
+
+    def _are_written(self, blocks, num_tokens):
+        """Were the first `num_tokens` slots of these blocks written through the layer?"""
+        needed = np.full(len(blocks), self._block_tokens, np.int32)
+        if len(blocks):
+            needed[-1] = num_tokens - (len(blocks) - 1) * self._block_tokens
+        return not np.any(self._fill[blocks] < needed) and (
+            self._holds is None or self._holds(blocks))
+
     def _take(self, table, num_tokens):
         """The sequence that stood at exactly these tokens, its last step's token observed."""
         last = int(table[(num_tokens - 1) // self._block_tokens]) if num_tokens > 0 else -1
@@ -142,29 +183,34 @@ class Tracker:
 
     def _adopt(self, table, num_tokens):
         """A new sequence over `num_tokens` tokens that are in their blocks already."""
-        size = self._block_tokens
-        num_blocks = -(-num_tokens // size)
-        blocks = np.ascontiguousarray(table[:num_blocks], np.int32)
-        needed = np.full(num_blocks, size, np.int32)
-        if num_blocks:
-            needed[-1] = num_tokens - (num_blocks - 1) * size
-        if np.any(self._fill[blocks] < needed) or (
-                self._holds is not None and not self._holds(blocks)):
+        blocks = self._blocks(table, num_tokens)
+        if not self._are_written(blocks, num_tokens):
             self.refused[UNWRITTEN] += 1
             return None
         if not self._has_room():
             self.refused[NO_ROOM] += 1
             return None
         self.sparse_blocks += sum(self._is_sparse(block) for block in blocks.tolist())
-        donor = self._donor(blocks) if num_blocks else None
+        donor = self._donor(blocks)
         tracked = self._make(blocks, num_tokens)
         self._file(tracked)
-        if donor is not None:
-            self.shared_tokens += self._share_lists(tracked, donor)
+        self._take_lists(tracked, donor)
         if num_tokens:
             check(lib.semkv_index(self._context, tracked.sequence))
+            tracked.num_sealed = num_tokens - num_tokens % self._policy.segment_tokens
         self.adopted += 1
         return tracked
+
+    def _take_lists(self, tracked, donor):
+        """Shares `donor`'s lists, None: nobody's. Tokens up to which there are lists now."""
+        if donor is None:
+            return 0
+        shared = self._share_lists(tracked, donor)
+        if donor.is_prompt and shared == donor.num_sealed:
+            self._release(donor)  # the prompt went on, or another one has all that it had
+        else:
+            self.shared_tokens += shared
+        return shared
 
     def _is_sparse(self, block):
         """Was some token of this block computed by sparse attention?"""
@@ -190,15 +236,21 @@ class Tracker:
         shared = ffi.new("int32_t *")
         check(lib.semkv_sequence_share_lists(self._context, tracked.sequence, donor.sequence,
                                              shared))
+        tracked.num_sealed = shared[0]
         return shared[0]
 
     def _donor(self, blocks):
-        """The sequence that begins with most of these blocks: its lists serve there too."""
-        def num_common(tracked):
-            n = min(tracked.num_blocks, len(blocks))
-            differs = np.flatnonzero(tracked.blocks[:n] != blocks[:n])
-            return int(differs[0]) if len(differs) else n
-        return max(self._holders.get(int(blocks[0]), ()), key=num_common, default=None)
+        """The sequence with lists of most of these blocks: they serve there too."""
+        held = self._holders.get(int(blocks[0]), ()) if len(blocks) else ()
+        return max(held, default=None, key=lambda tracked: (self._num_sealed(tracked, blocks),
+                                                            self._num_common(tracked, blocks)))
+
+    @staticmethod
+    def _num_common(tracked, blocks):
+        """How many of these blocks `tracked` begins with."""
+        n = min(tracked.num_blocks, len(blocks))
+        differs = np.flatnonzero(tracked.blocks[:n] != blocks[:n])
+        return int(differs[0]) if len(differs) else n
 
     def _append_current(self, tracked, table, length):
         index, offset = divmod(length - 1, self._block_tokens)

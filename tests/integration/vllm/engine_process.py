@@ -141,7 +141,8 @@ def _report():
         from semkv.vllm import group
         groups = [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
                    "refused": dict(g._tracker.refused) if g._tracker else {},
-                   "shared": g._tracker.shared_tokens if g._tracker else 0}
+                   "shared": g._tracker.shared_tokens if g._tracker else 0,
+                   "prompt": g._tracker.prompt_tokens if g._tracker else 0}
                   for g in group._groups]
     return {"text": text, "rss": _resident_bytes(), "groups": groups}
 

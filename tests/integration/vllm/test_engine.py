@@ -72,6 +72,20 @@ def test_facts_are_found_with_an_eighth_of_the_context(engines, facts, tokenizer
     assert group["stats"]["attended_tokens"] <= 512 * group["stats"]["selections"]
 
 
+def test_lists_of_a_prompt_in_chunks_are_built_while_it_comes(engines, facts, tokenizer,
+                                                               stock_answers):
+    """Segments of 1,024 tokens, chunks of at most as many."""
+    engine = engines("hybrid,budget=512,force_sparse=1,segment_tokens=1024",
+                     max_num_batched_tokens=1024)
+    found = answers(engine, facts, tokenizer)
+    kept = sum(mine and theirs for mine, theirs in zip(found, stock_answers))
+    [group] = engine.report()["groups"]
+    print(f"kept {kept} of {sum(stock_answers)} right answers; lists of {group['prompt']} tokens "
+          f"built while prompts came, of {group['shared']} shared")
+    assert kept >= 0.97 * sum(stock_answers)
+    assert group["prompt"] >= 2 * 1024 and group["off"] is None and not group["refused"]
+
+
 def test_two_tensor_parallel_workers_answer_alike(engines, facts):
     switch = "hybrid,budget=512,force_sparse=1"
     prompts = [ids for ids, _ in facts[:12]]

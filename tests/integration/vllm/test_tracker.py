@@ -1,6 +1,7 @@
 """Rows found again by their blocks alone: a small paged engine with prefix cache, preemption,
 chunked prefill and rewritten slots, against dense attention over what each request really holds.
 """
+import functools
 import random
 
 import numpy as np
@@ -32,12 +33,17 @@ def make_policy(budget):
     return policy
 
 
+@functools.lru_cache(maxsize=50000)
+def row_of(state):
+    return np.random.default_rng(state).standard_normal((2, DIM), np.float32)
+
+
 def rows_of(ids):
     """Keys and values that depend on all ids up to each token, as a model's do."""
     rows, state = [], 0
     for token in ids:
         state = hash((state, int(token))) & 0xFFFFFFFF
-        rows.append(np.random.default_rng(state).standard_normal((2, DIM), np.float32))
+        rows.append(row_of(state))
     return np.array(rows)  # [tokens, key and value, channels]
 
 
@@ -134,12 +140,13 @@ class Request:
         self.computed = len(self.blocks) * BLOCK
 
 
-def step(engine, requests, rng, query_rng):
+def step(engine, requests, rng, query_rng, max_chunk=20):
     """Every request moves on by a chunk of its prompt or a token, or is preempted; decode rows are
     attended and compared."""
-    decoding = []
+    decoding, prompts = [], []
     for request in list(requests):
-        end = min(len(request.ids), request.computed + rng.randint(1, 20))
+        before = request.computed
+        end = min(len(request.ids), before + rng.randint(1, max_chunk))
         if not engine.grow(request.blocks, end):
             engine.release(request.blocks)  # preempted: starts again, its prefix may be cached
             request.start(engine)
@@ -149,10 +156,15 @@ def step(engine, requests, rng, query_rng):
         request.computed = end
         if is_decode:
             decoding.append(request)
+        else:
+            prompts.append((request, before))
         if end == len(request.ids):
             request.ids.append(rng.randrange(50))
     rows = [(np.array(r.blocks, np.int32), r.computed) for r in decoding]
     sequences = engine.tracker.sequences_for(rows)
+    for request, num_tokens in prompts:
+        if request.blocks:  # not preempted by one that came later in this step
+            engine.tracker.seal_prompt(np.array(request.blocks, np.int32), num_tokens)
     query = query_rng.standard_normal((len(rows), HEADS, DIM)).astype(np.float32)
     kept = [i for i, s in enumerate(sequences) if s is not None]
     out = engine.attend(sequences, np.ascontiguousarray(query[kept]))
@@ -183,6 +195,30 @@ def test_random_schedules_attend_to_what_each_request_holds(seed):
     assert sparse == total > 100, f"seed {seed}: {engine.tracker.refused}"
     assert engine.tracker.continued > total / 2, f"seed {seed}"
     assert engine.tracker.adopted > 10, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 2 * SOAK))
+def test_long_prompts_in_chunks_are_attended_to_as_they_are(seed):
+    """Prompts of one to three segments, whose lists are built while they come."""
+    rng, query_rng = random.Random(seed), np.random.default_rng(seed)
+    engine = Engine(num_blocks=1000, max_sequences=5)
+    documents = [[rng.randrange(50) for _ in range(3300)] for _ in range(2)]
+    requests, sparse, total = [], 0, 0
+    for _ in range(80):
+        if len(requests) < 3 and rng.random() < 0.3:
+            ids = documents[rng.randrange(2)][:rng.randint(900, 3300)]
+            requests.append(Request(ids + [rng.randrange(50) for _ in range(rng.randint(0, 9))],
+                                    engine))
+        if requests and rng.random() < 0.05:
+            engine.release(requests.pop(rng.randrange(len(requests))).blocks)
+        kept, rows = step(engine, requests, rng, query_rng, max_chunk=700)
+        sparse, total = sparse + kept, total + rows
+        for request in [r for r in requests if len(r.ids) > r.prompt + 8]:
+            requests.remove(request)
+            engine.release(request.blocks)
+    assert sparse == total > 30, f"seed {seed}: {engine.tracker.refused}"
+    assert engine.tracker.prompt_tokens >= 3 * 1024, f"seed {seed}"
+    assert engine.tracker.shared_tokens >= 1024, f"seed {seed}"
 
 
 def one_request(engine, num_tokens):
@@ -341,6 +377,64 @@ def test_a_request_takes_the_lists_of_one_that_has_ended(max_sequences, shared):
     query = np.random.default_rng(SEED).standard_normal((1, HEADS, DIM)).astype(np.float32)
     out = engine.attend([sequence], query)
     np.testing.assert_allclose(out[0], dense(second.ids, query[0]), atol=2e-5)
+
+
+def segments_of(engine):
+    """[(sequence, first token, tokens)] of the segments that were sealed since the last call."""
+    events = ffi.new("semkv_event[64]")
+    count = ffi.new("int32_t *")
+    check(lib.semkv_events_drain(engine.context, events, 64, count))
+    return [(e.a, e.b, e.c) for e in events[0:count[0]]
+            if e.kind == lib.SEMKV_EVENT_SEGMENT_SEALED]
+
+
+def test_the_first_decode_step_builds_what_the_prompt_left():
+    query = np.random.default_rng(SEED).standard_normal((1, HEADS, DIM)).astype(np.float32)
+    engines = [Engine(400, 4, budget=256) for _ in range(2)]
+    outputs = []
+    for engine, is_sealed in zip(engines, (True, False)):
+        request = one_request(engine, 2600)
+        table = np.array(request.blocks, np.int32)
+        built = []
+        for computed in (0, 1000, 1024, 1030, 2000, 2049, 2300) if is_sealed else ():
+            engine.tracker.seal_prompt(table, computed)
+            built += [(computed, first, tokens) for _, first, tokens in segments_of(engine)]
+        sinks = engine.tracker._policy.sinks
+        assert built == ([(1030, sinks, 1024 - sinks), (2049, 1024, 1024)] if is_sealed else [])
+        [sequence] = sequences(engine, request)
+        rest = [(first, tokens) for made, first, tokens in segments_of(engine) if made == sequence]
+        assert rest[-1] == (2048, 551) and len(rest) == (1 if is_sealed else 3)
+        assert engine.tracker.prompt_tokens == (2048 if is_sealed else 0)
+        assert engine.tracker.shared_tokens == 0, "nobody else's"
+        assert len(engine.tracker._all) == 1, "the prompt's lists are the request's now"
+        outputs.append(engine.attend([sequence], query))
+    assert (outputs[0] == outputs[1]).all()
+
+
+def test_lists_of_a_prompt_serve_another_that_begins_alike():
+    engine = Engine(600, 4)
+    first, second = one_request(engine, 2600), None
+    engine.tracker.seal_prompt(np.array(first.blocks, np.int32), 2100)
+    segments_of(engine)
+    second = Request(first.ids[:1500], engine)
+    assert len(second.blocks) == 187 and engine.grow(second.blocks, 1500)
+    engine.write(second.blocks, second.ids, second.computed, 1500)
+    engine.tracker.seal_prompt(np.array(second.blocks, np.int32), 1490)
+    assert segments_of(engine) == []
+    sequences(engine, second)
+    assert [b for _, b, _ in segments_of(engine)] == [1024]
+    sequences(engine, first)  # its own lists are still there, all of them
+    assert [b for _, b, _ in segments_of(engine)] == [2048]
+
+
+def test_prompts_that_cannot_be_sealed_are_left():
+    engine = Engine(300, 2)
+    request = Request(list(range(1100)), engine)
+    assert engine.grow(request.blocks, 1100)
+    engine.write(request.blocks, request.ids, 8, 1100)  # something else filled the first block
+    engine.tracker.seal_prompt(np.array(request.blocks, np.int32), 1090)
+    assert engine.tracker.prompt_tokens == 0
+    assert not engine.tracker.refused, "no row was"
 
 
 def test_lists_of_blocks_with_new_content_are_not_shared():
