@@ -1,11 +1,9 @@
 import json
-import pathlib
 
 import pytest
 
-from engine_process import EngineProcess
+from engine_process import MODEL, EngineProcess
 
-MODEL = str(pathlib.Path(__file__).resolve().parents[3] / "models" / "semkv-tiny")
 MOST = 6
 
 

@@ -5,11 +5,13 @@ As a program: reads {"engine": LLM arguments} and then requests, writes one line
 """
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
 
 REPLY = "REPLY "
+MODEL = str(pathlib.Path(__file__).resolve().parents[3] / "models" / "semkv-tiny")
 
 
 class EngineProcess:
@@ -58,9 +60,11 @@ class EngineProcess:
                 return json.loads(line[len(REPLY):])
         raise RuntimeError(f"the engine ended:\n{self.log()[-6000:]}")
 
-    def generate(self, prompts, max_tokens, logprobs=0):
-        """Greedy continuations, all prompts (lists of ids) at once: [{"ids", "logprobs"}]."""
-        return self._ask({"prompts": prompts, "max_tokens": max_tokens, "logprobs": logprobs})
+    def generate(self, prompts, max_tokens, logprobs=0, lora=None):
+        """Greedy continuations, all prompts (lists of ids) at once: [{"ids", "logprobs"}].
+        `lora`: folder of an adapter that the requests ask for."""
+        return self._ask({"prompts": prompts, "max_tokens": max_tokens, "logprobs": logprobs,
+                          "lora": lora})
 
     def schedule(self, requests):
         """Requests that arrive at given steps: [{"arrives", "prompt", "max_tokens", "aborts"}].
@@ -78,13 +82,15 @@ class EngineProcess:
 
 def _generate(llm, message):
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     params = SamplingParams(temperature=0, max_tokens=message["max_tokens"], ignore_eos=True,
                             logprobs=message["logprobs"])
     prompts = [{"prompt_token_ids": ids} for ids in message["prompts"]]
+    lora = message["lora"] and LoRARequest("adapter", 1, message["lora"])
     return [{"ids": list(o.outputs[0].token_ids),
              "logprobs": [step[token].logprob for step, token in
                           zip(o.outputs[0].logprobs, o.outputs[0].token_ids)]}
-            for o in llm.generate(prompts, params, use_tqdm=False)]
+            for o in llm.generate(prompts, params, use_tqdm=False, lora_request=lora)]
 
 
 def _schedule(llm, requests):

@@ -9,6 +9,7 @@ import dataclasses
 import types
 
 import torch
+from engine_process import MODEL
 from kv_caches import layer_caches
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -67,7 +68,6 @@ def stub_kernels(monkeypatch):
 
 
 def make_config(dtype="float32"):
-    from conftest import MODEL
     return EngineArgs(model=MODEL, enforce_eager=True, max_model_len=2048, dtype=dtype,
                       skip_tokenizer_init=True).create_engine_config()
 

@@ -1,7 +1,13 @@
 """Stock vLLM on the CPU, with semkv and without: equal where nothing is to be gained, close where
 rows are decoded sparsely."""
+import json
+import pathlib
+import time
+
 import pytest
 
+from engine_process import MODEL
+from seeds import SEED
 pytest.importorskip("vllm")
 
 LENGTH = 8192  # max_model_len of the engines
@@ -86,13 +92,67 @@ def test_lists_of_a_prompt_in_chunks_are_built_while_it_comes(engines, facts, to
     assert group["prompt"] >= 2 * 1024 and group["off"] is None and not group["refused"]
 
 
-def test_two_tensor_parallel_workers_answer_alike(engines, facts):
+def test_two_tensor_parallel_workers_answer_alike(engines, facts, tmp_path):
     switch = "hybrid,budget=512,force_sparse=1"
     prompts = [ids for ids, _ in facts[:12]]
-    two = engines(switch, environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, tensor_parallel_size=2,
-                  distributed_executor_backend="mp").generate(prompts, max_tokens=6)
-    one = engines(switch).generate(prompts, max_tokens=6)
-    assert [o["ids"] for o in one] == [t["ids"] for t in two]
+    report = tmp_path / "report"
+    two = engines(f"{switch},report={report}", environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+                  distributed_executor_backend="mp", tensor_parallel_size=2)
+    found = two.generate(prompts, max_tokens=24)
+    one = engines(switch).generate(prompts, max_tokens=24)
+    assert [o["ids"] for o in one] == [t["ids"] for t in found]
+    time.sleep(1.1)  # a report is written at most once a second, at the beginning of a step
+    two.generate(prompts[:1], max_tokens=1)
+    for path in (report, report.with_name("report.1")):
+        assert "sparse" in path.read_text().split("rows of steps:")[1].splitlines()[0], path
+
+
+def test_a_compiled_model_answers_alike(engines, facts, tokenizer):
+    """vLLM's default, which takes the other tests too long."""
+    switch = "hybrid,budget=512,force_sparse=1"
+    compiled = engines(switch, environment={"VLLM_DISABLE_COMPILE_CACHE": "1"}, enforce_eager=False)
+    assert answers(compiled, facts[:12], tokenizer) == answers(engines(switch), facts[:12], tokenizer)
+    [group] = compiled.report()["groups"]
+    assert set(group["counts"]) == {"prefill", "sparse"} and group["off"] is None
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA adapter of random numbers, large enough to change what the model says."""
+    torch, files = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    config = json.loads((pathlib.Path(MODEL) / "config.json").read_text())
+    rows = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"],
+            "v_proj": config["num_key_value_heads"]}
+    generator = torch.Generator().manual_seed(SEED)
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, heads in rows.items():
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{prefix}.lora_A.weight"] = 0.05 * torch.randn(
+                8, config["hidden_size"], generator=generator)
+            weights[f"{prefix}.lora_B.weight"] = 0.05 * torch.randn(
+                heads * config["head_dim"], 8, generator=generator)
+    files.save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "bias": "none",
+         "lora_dropout": 0.0, "target_modules": list(rows)}))
+    return str(tmp_path)
+
+
+def test_requests_of_an_adapter_are_told_from_the_models_own(engines, prompts, adapter):
+    """The same prompts with the model, the adapter and the model again: dense budgets, so tokens
+    are stock's."""
+    lora = dict(enable_lora=True, max_lora_rank=8)
+    stock = engines(**lora)
+    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1", **lora)
+    found = []
+    for asked in (None, adapter, None):
+        expected = stock.generate(prompts, max_tokens=20, lora=asked)
+        found.append([f["ids"] for f in engine.generate(prompts, max_tokens=20, lora=asked)])
+        assert found[-1] == [e["ids"] for e in expected]
+    assert found[0] == found[2] != found[1]
+    [group] = engine.report()["groups"]
+    assert group["counts"]["sparse"] > 0 and group["off"] is None
 
 
 def test_nothing_is_replaced_without_the_switch(engines, prompts):
