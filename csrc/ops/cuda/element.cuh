@@ -109,11 +109,11 @@ __device__ inline uint32_t Float16PairFromE4M3(uint32_t pair) {
   return halves;
 #else
   // As a float16 with the same fields it is 2^-8 times the number, subnormal ones too. Where all of
-  // them are ones the sum carries to bit 14.
+  // them are ones the sum carries to bit 14, and 480 becomes float16's own NaN.
   const uint32_t bytes = (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;
   const uint32_t magnitude = (bytes & 0x7f007f00u) >> 1;
-  const uint32_t nan = ((magnitude + 0x00800080u) >> 14 & 0x00010001u) * 0x7e00u;
-  return MultiplyFloat16Pairs(magnitude, 0x5c005c00u) | (bytes & 0x80008000u) | nan;
+  const uint32_t nan = ((magnitude + 0x00800080u) >> 14 & 0x00010001u) * (0x5f80u ^ 0x7e00u);
+  return (MultiplyFloat16Pairs(magnitude, 0x5c005c00u) ^ nan) | (bytes & 0x80008000u);
 #endif
 }
 

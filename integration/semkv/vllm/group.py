@@ -311,6 +311,7 @@ class Group:
         return self._beyond_copy(length, table)
 
     def _beyond_copy(self, length, table):
+        """Why the copy cannot hold a row, or None."""
         if length > self._max_tokens:
             return "longer than the copy"
         if self._is_limited and \

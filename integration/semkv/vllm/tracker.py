@@ -77,7 +77,7 @@ class Tracker:
         self.shared_tokens = 0
         self.prompt_tokens = 0  # whose lists were built while their prompt came
         self.sparse_blocks = 0  # that the engine's prefix cache offered to a new sequence
-        self._tag = new("semkv_page_tag")
+        self._tag, self._info = new("semkv_page_tag"), new("semkv_sequence_info")
         self._one_id, self._one_block = ffi.new("int32_t[1]"), ffi.new("int32_t[1]")
         self.refused = collections.Counter()
 
@@ -137,24 +137,22 @@ class Tracker:
         segment = self._policy.segment_tokens
         # What comes after a token tells whether it ends a sentence.
         full = (num_tokens - 1) // segment * segment
+        if full <= 0:
+            return
         blocks = self._blocks(table, num_tokens)
-        if full <= 0 or self._num_sealed(self._donor(blocks), blocks) >= full:
+        if self._donor(blocks)[1] >= full or not self._are_written(blocks, num_tokens) \
+                or not self._has_room():
             return
-        if not self._are_written(blocks, num_tokens) or not self._has_room():
-            return
-        donor = self._donor(blocks)
+        donor, _ = self._donor(blocks)  # another one may have made room
         tracked = self._make(blocks, num_tokens)
         tracked.is_prompt = True
         before = self._take_lists(tracked, donor)
         check(lib.semkv_observe(self._context, tracked.sequence))
-        tracked.num_sealed = full
-        self.prompt_tokens += full - before
-
-    def _num_sealed(self, donor, blocks):
-        """Tokens of `blocks` that `donor` has lists of, in full segments."""
-        if donor is None:
-            return 0
-        return min(donor.num_sealed, self._num_common(donor, blocks) * self._block_tokens)
+        check(lib.semkv_sequence_info_get(self._context, tracked.sequence, self._info))
+        tracked.num_sealed = self._info.num_indexed
+        self.prompt_tokens += tracked.num_sealed - before
+        if tracked.num_sealed == 0:  # of a policy without segments
+            self._release(tracked)
 
     def _blocks(self, table, num_tokens):
         return np.ascontiguousarray(table[:-(-num_tokens // self._block_tokens)], np.int32)
@@ -191,7 +189,7 @@ class Tracker:
             self.refused[NO_ROOM] += 1
             return None
         self.sparse_blocks += sum(self._is_sparse(block) for block in blocks.tolist())
-        donor = self._donor(blocks)
+        donor, _ = self._donor(blocks)
         tracked = self._make(blocks, num_tokens)
         self._file(tracked)
         self._take_lists(tracked, donor)
@@ -240,17 +238,16 @@ class Tracker:
         return shared[0]
 
     def _donor(self, blocks):
-        """The sequence with lists of most of these blocks: they serve there too."""
-        held = self._holders.get(int(blocks[0]), ()) if len(blocks) else ()
-        return max(held, default=None, key=lambda tracked: (self._num_sealed(tracked, blocks),
-                                                            self._num_common(tracked, blocks)))
-
-    @staticmethod
-    def _num_common(tracked, blocks):
-        """How many of these blocks `tracked` begins with."""
-        n = min(tracked.num_blocks, len(blocks))
-        differs = np.flatnonzero(tracked.blocks[:n] != blocks[:n])
-        return int(differs[0]) if len(differs) else n
+        """(the sequence, None: there is none, with lists of most tokens of these blocks: they serve
+        there too; how many tokens at least, in full segments)."""
+        best, most = None, (-1, -1)
+        for tracked in self._holders.get(int(blocks[0]), ()) if len(blocks) else ():
+            n = min(tracked.num_blocks, len(blocks))
+            differs = np.flatnonzero(tracked.blocks[:n] != blocks[:n])
+            common = (int(differs[0]) if len(differs) else n) * self._block_tokens
+            best, most = max((best, most), (tracked, (min(tracked.num_sealed, common), common)),
+                             key=lambda pair: pair[1])
+        return best, max(most[0], 0)
 
     def _append_current(self, tracked, table, length):
         index, offset = divmod(length - 1, self._block_tokens)

@@ -140,7 +140,7 @@ class Request:
         self.computed = len(self.blocks) * BLOCK
 
 
-def step(engine, requests, rng, query_rng, max_chunk=20):
+def step(engine, requests, rng, query_rng, max_chunk):
     """Every request moves on by a chunk of its prompt or a token, or is preempted; decode rows are
     attended and compared."""
     decoding, prompts = [], []
@@ -174,24 +174,32 @@ def step(engine, requests, rng, query_rng, max_chunk=20):
     return len(kept), len(rows)
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 4 * SOAK))
-def test_random_schedules_attend_to_what_each_request_holds(seed):
+def run_schedule(engine, seed, num_steps, max_requests, num_documents, lengths, max_chunk,
+                 max_decoded):
+    """Requests come, begin like others, and are aborted. (rows that were sparse, all decode rows)."""
     rng, query_rng = random.Random(seed), np.random.default_rng(seed)
-    engine = Engine(num_blocks=24, max_sequences=6)
-    documents = [[rng.randrange(50) for _ in range(60)] for _ in range(3)]
+    documents = [[rng.randrange(50) for _ in range(lengths[1])] for _ in range(num_documents)]
     requests, sparse, total = [], 0, 0
-    for _ in range(300):
-        if len(requests) < 4 and rng.random() < 0.3:
-            ids = documents[rng.randrange(3)][:rng.randint(5, 60)]
+    for _ in range(num_steps):
+        if len(requests) < max_requests and rng.random() < 0.3:
+            ids = documents[rng.randrange(num_documents)][:rng.randint(*lengths)]
             requests.append(Request(ids + [rng.randrange(50) for _ in range(rng.randint(0, 9))],
                                     engine))
         if requests and rng.random() < 0.05:
             engine.release(requests.pop(rng.randrange(len(requests))).blocks)
-        kept, rows = step(engine, requests, rng, query_rng)
+        kept, rows = step(engine, requests, rng, query_rng, max_chunk)
         sparse, total = sparse + kept, total + rows
-        for request in [r for r in requests if len(r.ids) > r.prompt + 30]:
+        for request in [r for r in requests if len(r.ids) > r.prompt + max_decoded]:
             requests.remove(request)
             engine.release(request.blocks)
+    return sparse, total
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4 * SOAK))
+def test_random_schedules_attend_to_what_each_request_holds(seed):
+    engine = Engine(num_blocks=24, max_sequences=6)
+    sparse, total = run_schedule(engine, seed, num_steps=300, max_requests=4, num_documents=3,
+                                 lengths=(5, 60), max_chunk=20, max_decoded=30)
     assert sparse == total > 100, f"seed {seed}: {engine.tracker.refused}"
     assert engine.tracker.continued > total / 2, f"seed {seed}"
     assert engine.tracker.adopted > 10, f"seed {seed}"
@@ -200,22 +208,9 @@ def test_random_schedules_attend_to_what_each_request_holds(seed):
 @pytest.mark.parametrize("seed", range(SEED, SEED + 2 * SOAK))
 def test_long_prompts_in_chunks_are_attended_to_as_they_are(seed):
     """Prompts of one to three segments, whose lists are built while they come."""
-    rng, query_rng = random.Random(seed), np.random.default_rng(seed)
     engine = Engine(num_blocks=1000, max_sequences=5)
-    documents = [[rng.randrange(50) for _ in range(3300)] for _ in range(2)]
-    requests, sparse, total = [], 0, 0
-    for _ in range(80):
-        if len(requests) < 3 and rng.random() < 0.3:
-            ids = documents[rng.randrange(2)][:rng.randint(900, 3300)]
-            requests.append(Request(ids + [rng.randrange(50) for _ in range(rng.randint(0, 9))],
-                                    engine))
-        if requests and rng.random() < 0.05:
-            engine.release(requests.pop(rng.randrange(len(requests))).blocks)
-        kept, rows = step(engine, requests, rng, query_rng, max_chunk=700)
-        sparse, total = sparse + kept, total + rows
-        for request in [r for r in requests if len(r.ids) > r.prompt + 8]:
-            requests.remove(request)
-            engine.release(request.blocks)
+    sparse, total = run_schedule(engine, seed, num_steps=80, max_requests=3, num_documents=2,
+                                 lengths=(900, 3300), max_chunk=700, max_decoded=8)
     assert sparse == total > 30, f"seed {seed}: {engine.tracker.refused}"
     assert engine.tracker.prompt_tokens >= 3 * 1024, f"seed {seed}"
     assert engine.tracker.shared_tokens >= 1024, f"seed {seed}"
@@ -462,3 +457,11 @@ def test_the_sequence_not_seen_for_longest_makes_room():
     assert None not in (second, third)
     assert sequences(engine, a, b, c)[2] is None, "three rows, room for two"
     assert engine.tracker.refused[NO_ROOM] == 1
+
+
+def test_a_policy_without_segments_seals_no_prompt():
+    engine = Engine(300, 2)
+    engine.tracker._policy.kind = lib.SEMKV_POLICY_WINDOW
+    request = one_request(engine, 1100)
+    engine.tracker.seal_prompt(np.array(request.blocks, np.int32), 1090)
+    assert engine.tracker.prompt_tokens == 0 and not engine.tracker._all
