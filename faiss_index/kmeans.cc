@@ -45,7 +45,22 @@ float SquaredDistance(const float* x, const float* y, int64_t head_dim) {
   return squared;
 }
 
+float Dot(const float* x, const float* y, int64_t head_dim) {
+  float dot = 0.0f;
+  for (int64_t d = 0; d < head_dim; ++d) dot += x[d] * y[d];
+  return dot;
+}
+
 constexpr size_t kLine = 64;  // bytes of a cache line
+
+// `count` elements of `memory`, at a cache line.
+template <typename T>
+T* ResizeAtLine(size_t count, std::vector<T>* memory) {
+  memory->resize(count + kLine / sizeof(T));
+  T* at = memory->data();
+  while (reinterpret_cast<uintptr_t>(at) % kLine != 0) ++at;
+  return at;
+}
 
 class Trainer {
  public:
@@ -67,12 +82,14 @@ class Trainer {
   void OrderCentroids();
   void SortPoints();
   void PackTiles();
-  void SetOffsets();
+  float SetOffsets();
+  KMeansCodes EncodeCentroids(float greatest_norm);
   void Assign(bool first);
   int32_t CountChanges();
   void Update();
   void Restart(const std::vector<int32_t>& empty);
   void Finish(KMeansResult* result);
+  int64_t code_row() const { return 2 * KMeansCodePairs(static_cast<int32_t>(head_dim_)); }
   float* centroid(int64_t c) { return centroids_.data() + c * head_dim_; }
   const float* point(int64_t i) const { return points_.data() + i * head_dim_; }
 
@@ -83,21 +100,27 @@ class Trainer {
   const int32_t nlist_, num_groups_, num_tiles_;
   int64_t num_tests_ = 0, num_pairs_ = 0;
 
-  std::vector<float> mean_;       // [head_dim], what was subtracted; 0 for cosine
-  std::vector<float> points_;     // [num_points, head_dim]: keys - mean, or unit keys
-  std::vector<int32_t> order_;    // [num_tiles, 32]: the point at each place of the tiles
-  std::vector<float> memory_;     // of tiles_
-  float* tiles_ = nullptr;        // [num_tiles, head_dim, 32], at a cache line
-  std::vector<float> norms_;      // [num_tiles, 32]
-  std::vector<float> centroids_;  // [num_groups * 16, head_dim]; unit for cosine
-  std::vector<float> offsets_;    // [num_groups * 16]
-  std::vector<float> moved_;      // [num_groups]
-  std::vector<int32_t> places_;   // [num_tiles, 32]: labels in the order of the tiles
-  std::vector<float> lower_;      // [num_tiles, num_groups, 32]
-  std::vector<float> distances_;  // [num_tiles, 32]
-  std::vector<int32_t> labels_;   // [num_points]
-  std::vector<uint8_t> dirty_;    // [nlist]: members changed since the last update
-  std::vector<int32_t> sizes_;    // [nlist]
+  std::vector<float> mean_;     // [head_dim], what was subtracted; 0 for cosine
+  std::vector<float> points_;   // [num_points, head_dim]: keys - mean, or unit keys
+  std::vector<int32_t> order_;  // [num_tiles, 32]: the point at each place of the tiles
+  std::vector<float> memory_;   // of tiles_
+  float* tiles_ = nullptr;      // [num_tiles, head_dim, 32], at a cache line
+  const bool uses_codes_ = KMeansUsesCodes();
+  std::vector<int16_t> code_memory_;     // of codes_
+  int16_t* codes_ = nullptr;             // [num_tiles, pairs, 32, 2], at a cache line
+  std::vector<float> code_scales_;       // [num_tiles, 32]
+  std::vector<int16_t> centroid_codes_;  // [num_groups * 16, pairs, 2]
+  std::vector<float> centroid_scales_;   // [num_groups * 16]
+  std::vector<float> norms_;             // [num_tiles, 32]
+  std::vector<float> centroids_;         // [num_groups * 16, head_dim]; unit for cosine
+  std::vector<float> offsets_;           // [num_groups * 16]
+  std::vector<float> moved_;             // [num_groups]
+  std::vector<int32_t> places_;          // [num_tiles, 32]: labels in the order of the tiles
+  std::vector<float> lower_;             // [num_tiles, num_groups, 32]
+  std::vector<float> distances_;         // [num_tiles, 32]
+  std::vector<int32_t> labels_;          // [num_points]
+  std::vector<uint8_t> dirty_;           // [nlist]: members changed since the last update
+  std::vector<int32_t> sizes_;           // [nlist]
   float slack_ = 0.0f;
 };
 
@@ -199,13 +222,19 @@ void Trainer::PackTiles() {
         norms[lane] += out[d * kTilePoints + lane] * out[d * kTilePoints + lane];
       }
     }
+    if (uses_codes_) {
+      KMeansEncodeTile(out, norms, static_cast<int32_t>(head_dim_),
+                       codes_ + tile * kTilePoints * code_row(),
+                       code_scales_.data() + tile * kTilePoints);
+    }
   }
   for (int64_t at = 0; at < int64_t{num_tiles_} * kTilePoints; ++at) {
     places_[at] = labels_[order_[at]];
   }
 }
 
-void Trainer::SetOffsets() {
+// Returns the greatest squared norm of a centroid.
+float Trainer::SetOffsets() {
   float greatest = 0.0f;
   for (int64_t c = 0; c < int64_t{num_groups_} * kGroupCentroids; ++c) {
     float squared = 0.0f;
@@ -214,14 +243,27 @@ void Trainer::SetOffsets() {
     offsets_[c] =
         c >= nlist_ ? std::numeric_limits<float>::infinity() : 0.5f * (cosine() ? 1.0f : squared);
   }
-  greatest = std::max(greatest, *std::max_element(norms_.begin(), norms_.end()));
+  const float product = std::max(greatest, *std::max_element(norms_.begin(), norms_.end()));
   // A float32 dot product of head_dim terms is off by sqrt(head_dim) roundings as a rule; four
   // times that, of the largest product there is.
-  slack_ = 4.0f * 6e-8f * std::sqrt(static_cast<float>(head_dim_)) * 2.0f * greatest;
+  slack_ = 4.0f * 6e-8f * std::sqrt(static_cast<float>(head_dim_)) * 2.0f * product;
+  return greatest;
+}
+
+KMeansCodes Trainer::EncodeCentroids(float greatest_norm) {
+  KMeansEncodeCentroids(centroids_.data(), num_groups_ * kGroupCentroids,
+                        static_cast<int32_t>(head_dim_), centroid_codes_.data(),
+                        centroid_scales_.data());
+  return {codes_,
+          code_scales_.data(),
+          centroid_codes_.data(),
+          centroid_scales_.data(),
+          greatest_norm,
+          *std::max_element(centroid_scales_.begin(), centroid_scales_.end())};
 }
 
 void Trainer::Assign(bool first) {
-  SetOffsets();
+  const float greatest_centroid = SetOffsets();
   KMeansAssignParams params;
   params.num_tiles = num_tiles_;
   params.num_groups = num_groups_;
@@ -232,9 +274,9 @@ void Trainer::Assign(bool first) {
   params.offsets = offsets_.data();
   params.group_moved = first ? nullptr : moved_.data();
   params.slack = slack_;
+  if (uses_codes_) params.codes = EncodeCentroids(std::sqrt(greatest_centroid));
   params.labels = places_.data();
   params.lower = lower_.data();
-  params.distances = distances_.data();
   num_tests_ += KMeansAssignHost(params);
   num_pairs_ += int64_t{num_tiles_} * num_groups_;
 }
@@ -315,7 +357,11 @@ void Trainer::Finish(KMeansResult* result) {
   result->nlist = nlist_;
   result->num_tests = num_tests_;
   result->num_pairs = num_pairs_;
-  for (int64_t at = 0; at < num_points_; ++at) result->objective += distances_[at];
+  for (int64_t i = 0; i < num_points_; ++i) {
+    const float* c = centroid(labels_[i]);
+    result->objective += cosine() ? 2.0f - 2.0f * Dot(point(i), c, head_dim_)
+                                  : SquaredDistance(point(i), c, head_dim_);
+  }
   centroids_.resize(nlist_ * head_dim_);
   if (!cosine()) {
     for (int64_t c = 0; c < nlist_; ++c) {
@@ -332,12 +378,15 @@ KMeansResult Trainer::Train() {
   WritePoints();
   order_.resize(places);
   std::iota(order_.begin(), order_.end(), 0);
-  memory_.resize(places * head_dim_ + kLine / sizeof(float));
-  tiles_ = memory_.data();
-  while (reinterpret_cast<uintptr_t>(tiles_) % kLine != 0) ++tiles_;
+  tiles_ = ResizeAtLine(places * head_dim_, &memory_);
+  if (uses_codes_) {
+    codes_ = ResizeAtLine(places * code_row(), &code_memory_);
+    code_scales_.resize(places);
+    centroid_codes_.resize(int64_t{num_groups_} * kGroupCentroids * code_row());
+    centroid_scales_.resize(int64_t{num_groups_} * kGroupCentroids);
+  }
   norms_.resize(places);
   places_.resize(places);
-  distances_.resize(places);
   lower_.resize(places * num_groups_);
   offsets_.resize(int64_t{num_groups_} * kGroupCentroids);
   moved_.resize(num_groups_);

@@ -8,10 +8,12 @@
 
 #include <cstdint>
 
+#include "csrc/ops/vnni.h"
+
 namespace semkv::testing {
 
-// Calls body() with each target chosen in turn. A target that the library was not compiled for
-// falls back to its baseline, which then runs twice.
+// Calls body() with each target chosen in turn, AVX-512 without VNNI too where the machine has it. A
+// target that the library was not compiled for falls back to its baseline, which then runs twice.
 template <typename Body>
 void ForEachSimdTarget(const Body& body) {
   for (int64_t target :
@@ -20,6 +22,12 @@ void ForEachSimdTarget(const Body& body) {
     SCOPED_TRACE(hwy::TargetName(target));
     hwy::SetSupportedTargetsForTest(target);
     body();
+    if (target == HWY_AVX3 && HasVnni()) {
+      SCOPED_TRACE("without VNNI");
+      AllowVnniForTest(false);
+      body();
+      AllowVnniForTest(true);
+    }
     hwy::SetSupportedTargetsForTest(0);
   }
 }

@@ -1,11 +1,10 @@
 // One assignment step of k-means: the nearest centroid of every point, exactly, without looking at
 // centroids that cannot be the nearest.
 //
-//   label[x]    = argmax over c of x . c - offset[c]     (lowest c of equals)
-//   distance[x] = |x|^2 - 2 (x . c - offset[c]), at least 0, for c = label[x]
+//   label[x] = argmax over c of x . c - offset[c]     (lowest c of equals)
 //
-// With offset[c] = |c|^2 / 2 that is the nearest centroid in L2 and its squared distance; with unit
-// points, unit centroids and offset 1/2 it is the most similar one in cosine, and 2 - 2 cos.
+// With offset[c] = |c|^2 / 2 that is the nearest centroid in L2; with unit points, unit centroids
+// and offset 1/2 it is the most similar one in cosine.
 //
 // Points lie in *tiles* of 32, channel-major, so that a vector register holds one channel of
 // several points and the running argmax needs no horizontal step; no points x centroids matrix
@@ -35,6 +34,30 @@ constexpr int32_t kTilePoints = 32;
 constexpr int32_t kGroupCentroids = 16;
 constexpr int32_t kMaxCentroids = 8192;
 
+// A second form of points and centroids, of which KMeansAssignHost makes scores in half the time
+// where the processor can (KMeansUsesCodes). A score is then off by some 1e-5 of |x| |c|: bounds
+// allow for the most that it can be, and points for which it may decide between two centroids are
+// done again in float32.
+struct KMeansCodes {
+  const int16_t* points = nullptr;      // [num_tiles, KMeansCodePairs(head_dim), 32, 2]; null: none
+  const float* point_scales = nullptr;  // [num_tiles, 32]
+  const int16_t* centroids = nullptr;   // [num_groups * 16, KMeansCodePairs(head_dim), 2]
+  const float* centroid_scales = nullptr;  // [num_groups * 16]
+  float greatest_norm = 0.0f;              // of a centroid
+  float greatest_scale = 0.0f;             // of a centroid
+};
+
+constexpr int64_t KMeansCodePairs(int32_t head_dim) { return (int64_t{head_dim} + 1) / 2; }
+bool KMeansUsesCodes();
+// REQUIRES: KMeansUsesCodes().
+// tile: [head_dim, 32], norms: [32], its squared norms, finite; codes: [pairs, 32, 2]; scales:
+// [32].
+void KMeansEncodeTile(const float* tile, const float* norms, int32_t head_dim, int16_t* codes,
+                      float* scales);
+// centroids: [num_centroids, head_dim]; codes: [num_centroids, pairs, 2]; scales: [num_centroids].
+void KMeansEncodeCentroids(const float* centroids, int32_t num_centroids, int32_t head_dim,
+                           int16_t* codes, float* scales);
+
 struct KMeansAssignParams {
   int32_t num_tiles = 0;
   int32_t num_groups = 0;  // at most kMaxCentroids / kGroupCentroids
@@ -46,14 +69,15 @@ struct KMeansAssignParams {
   const float* group_moved = nullptr;  // [num_groups]: no centroid of the group moved further since
                                        // the last call; null: `labels` and `lower` say nothing yet
   float slack = 0.0f;                  // rounding error allowed for in a squared distance
-  int32_t* labels = nullptr;           // in, out: [num_tiles, 32]
-  float* lower = nullptr;              // in, out: [num_tiles, num_groups, 32]
-  float* distances = nullptr;          // out: [num_tiles, 32]
+  KMeansCodes codes;
+  int32_t* labels = nullptr;   // in, out: [num_tiles, 32]
+  float* lower = nullptr;      // in, out: [num_tiles, num_groups, 32]
+  float* distances = nullptr;  // out: [num_tiles, 32]
 };
 
 // Returns how many (tile, group) pairs were tested, of num_tiles * num_groups.
 int64_t KMeansAssignHost(const KMeansAssignParams& params);
-// Tests everything; leaves `lower` alone.
+// Tests everything; leaves `lower` alone and reads no codes.
 void KMeansAssignReference(const KMeansAssignParams& params);
 
 }  // namespace semkv

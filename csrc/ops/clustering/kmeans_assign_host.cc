@@ -1,7 +1,13 @@
 #include "csrc/ops/clustering/kmeans_assign.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
+
+#include "csrc/ops/clustering/kmeans_assign_vnni.h"
+#include "csrc/ops/vnni.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "csrc/ops/clustering/kmeans_assign_host.cc"
@@ -23,15 +29,9 @@ constexpr int32_t kBlock = kLanes >= 16 ? 8 : 4;
 constexpr int32_t kStep = 2 * kLanes;
 static_assert(kTilePoints % kStep == 0 && kGroupCentroids % kBlock == 0);
 
-// Best score and its centroid, per point of a tile.
-struct Best {
-  alignas(64) float score[kTilePoints];
-  alignas(64) int32_t label[kTilePoints];
-};
-
 // The scores of 2 vectors of points with kBlock centroids, folded into a running maximum.
 HWY_INLINE void ScoreBlock(const KMeansAssignParams& params, const float* HWY_RESTRICT points,
-                           int32_t first, Best* best, int32_t lane) {
+                           int32_t first, KMeansBest* best, int32_t lane) {
   const F32 f;
   const I32 i;
   using V = hn::Vec<F32>;
@@ -68,22 +68,63 @@ HWY_INLINE void ScoreBlock(const KMeansAssignParams& params, const float* HWY_RE
   hn::Store(label1, i, best->label + lane + kLanes);
 }
 
-// Tests one group for all points of a tile: folds it into `best` and renews its lower bounds.
-void TestGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, Best* best) {
+void Clear(KMeansBest* best) {
   const F32 f;
-  const I32 i;
-  const float* points = params.tiles + tile * params.head_dim * kTilePoints;
-  float* lower = params.lower + (tile * params.num_groups + group) * kTilePoints;
-  Best own;
+  const auto nothing = hn::Set(f, -std::numeric_limits<float>::infinity());
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
-    hn::Store(hn::Set(f, -std::numeric_limits<float>::infinity()), f, own.score + lane);
-    hn::Store(hn::Zero(i), i, own.label + lane);
+    hn::Store(nothing, f, best->score + lane);
+    hn::Store(nothing, f, best->second + lane);
+    hn::Store(hn::Zero(I32()), I32(), best->label + lane);
   }
+}
+
+// From codes the second best score of the group too, which float32 has no use for.
+void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bool by_codes,
+                KMeansBest* best) {
+  const int32_t first = group * kGroupCentroids;
+  if (by_codes) {
+    const KMeansCodes& codes = params.codes;
+    const int64_t vector = 2 * KMeansCodePairs(params.head_dim);
+    ScoreGroupVnni(codes.points + tile * kTilePoints * vector,
+                   codes.point_scales + tile * kTilePoints, codes.centroids + first * vector,
+                   codes.centroid_scales + first, params.offsets + first, params.head_dim, first,
+                   best);
+    return;
+  }
+  const float* points = params.tiles + tile * params.head_dim * kTilePoints;
+  Clear(best);
   for (int32_t lane = 0; lane < kTilePoints; lane += kStep) {
     for (int32_t c = 0; c < kGroupCentroids; c += kBlock) {
-      ScoreBlock(params, points + lane, group * kGroupCentroids + c, &own, lane);
+      ScoreBlock(params, points + lane, first + c, best, lane);
     }
   }
+}
+
+// By how much the squared distances of the points from `lane` on may be off. A code is off by at
+// most half its scale, so codes of d channels by sqrt(d) / 2 scales: that times the other vector's
+// norm, for either (with a little for the product of both), is a bound for scores, whatever the
+// vectors.
+HWY_INLINE hn::Vec<F32> Slack(const KMeansAssignParams& params, int64_t tile, int32_t lane) {
+  const F32 f;
+  const auto slack = hn::Set(f, params.slack);
+  const KMeansCodes& codes = params.codes;
+  if (codes.points == nullptr) return slack;
+  const float channels = 1.001f * std::sqrt(static_cast<float>(params.head_dim));
+  const auto norm = hn::Sqrt(hn::LoadU(f, params.norms + tile * kTilePoints + lane));
+  const auto scale = hn::LoadU(f, codes.point_scales + tile * kTilePoints + lane);
+  const auto of_point = hn::Mul(scale, hn::Set(f, channels * codes.greatest_norm));
+  const auto of_codes = hn::MulAdd(norm, hn::Set(f, channels * codes.greatest_scale), of_point);
+  return hn::Add(of_codes, slack);
+}
+
+// Tests one group for all points of a tile: folds it into `best` and renews its lower bounds.
+void TestGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bool by_codes,
+               KMeansBest* best) {
+  const F32 f;
+  const I32 i;
+  float* lower = params.lower + (tile * params.num_groups + group) * kTilePoints;
+  KMeansBest own;
+  ScoreGroup(params, tile, group, by_codes, &own);
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
     const auto score = hn::Load(f, own.score + lane);
     const auto label = hn::Load(i, own.label + lane);
@@ -93,11 +134,13 @@ void TestGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, Be
     const auto wins =
         hn::Or(hn::Gt(score, best_score),
                hn::And(hn::Eq(score, best_score), hn::RebindMask(f, hn::Lt(label, best_label))));
+    const auto second = hn::Max(hn::Load(f, own.second + lane), hn::Load(f, best->second + lane));
+    hn::Store(hn::Max(second, hn::Min(score, best_score)), f, best->second + lane);
     hn::Store(hn::IfThenElse(wins, score, best_score), f, best->score + lane);
     hn::Store(hn::IfThenElse(hn::RebindMask(i, wins), label, best_label), i, best->label + lane);
     const auto norm = hn::LoadU(f, params.norms + tile * kTilePoints + lane);
     const auto squared = hn::NegMulAdd(hn::Set(f, 2.0f), score, norm);
-    const auto safe = hn::Max(hn::Zero(f), hn::Sub(squared, hn::Set(f, params.slack)));
+    const auto safe = hn::Max(hn::Zero(f), hn::Sub(squared, Slack(params, tile, lane)));
     hn::StoreU(hn::Sqrt(safe), f, lower + lane);
   }
 }
@@ -114,28 +157,70 @@ HWY_INLINE bool GroupMayWin(const float* lower, const float* upper) {
 }
 
 // upper[lane] = distance to the best centroid found so far, rounded up by the slack.
-HWY_INLINE void UpperBounds(const KMeansAssignParams& params, int64_t tile, const Best& best,
+HWY_INLINE void UpperBounds(const KMeansAssignParams& params, int64_t tile, const KMeansBest& best,
                             float* upper) {
   const F32 f;
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
     const auto norm = hn::LoadU(f, params.norms + tile * kTilePoints + lane);
     const auto squared = hn::NegMulAdd(hn::Set(f, 2.0f), hn::Load(f, best.score + lane), norm);
-    const auto safe = hn::Max(hn::Zero(f), hn::Add(squared, hn::Set(f, params.slack)));
+    const auto safe = hn::Max(hn::Zero(f), hn::Add(squared, Slack(params, tile, lane)));
     hn::Store(hn::Sqrt(safe), f, upper + lane);
   }
 }
 
-// Tests the groups of the tile's labels, then those that their bounds do not rule out.
-int64_t AssignTile(const KMeansAssignParams& params, int64_t tile, Best* best) {
+using TestedGroups = bool[kMaxCentroids / kGroupCentroids];
+
+// The best of the tested centroids for one point of a tile, in float32. row: [head_dim], scratch.
+void ScorePoint(const KMeansAssignParams& params, int64_t tile, int32_t lane,
+                const TestedGroups& tested, float* row, KMeansBest* best) {
   const F32 f;
-  bool tested[kMaxCentroids / kGroupCentroids] = {};
+  const float* points = params.tiles + tile * params.head_dim * kTilePoints;
+  for (int32_t d = 0; d < params.head_dim; ++d) row[d] = points[d * kTilePoints + lane];
+  best->score[lane] = -std::numeric_limits<float>::infinity();
+  best->label[lane] = 0;
+  for (int32_t c = 0; c < params.num_groups * kGroupCentroids; ++c) {
+    if (!tested[c / kGroupCentroids]) continue;
+    const float* centroid = params.centroids + int64_t{c} * params.head_dim;
+    auto sums = hn::Zero(f);
+    int32_t d = 0;
+    for (; d + kLanes <= params.head_dim; d += kLanes) {
+      sums = hn::MulAdd(hn::LoadU(f, row + d), hn::LoadU(f, centroid + d), sums);
+    }
+    float score = hn::GetLane(hn::SumOfLanes(f, sums)) - params.offsets[c];
+    for (; d < params.head_dim; ++d) score += row[d] * centroid[d];
+    if (score > best->score[lane]) {
+      best->score[lane] = score;
+      best->label[lane] = c;
+    }
+  }
+}
+
+// Does those points again for which what codes lose may decide between the best and the second
+// best.
+void ResolveTies(const KMeansAssignParams& params, int64_t tile, const TestedGroups& tested,
+                 float* row, KMeansBest* best) {
+  const F32 f;
+  alignas(64) float slack[kTilePoints];
+  for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
+    hn::Store(Slack(params, tile, lane), f, slack + lane);
+  }
+  for (int32_t lane = 0; lane < kTilePoints; ++lane) {
+    if (best->score[lane] - best->second[lane] > slack[lane]) continue;
+    ScorePoint(params, tile, lane, tested, row, best);
+  }
+}
+
+// Tests the groups of the tile's labels, then those that their bounds do not rule out.
+int64_t TestLikelyGroups(const KMeansAssignParams& params, int64_t tile, bool by_codes,
+                         TestedGroups& tested, KMeansBest* best) {
+  const F32 f;
   const int32_t* labels = params.labels + tile * kTilePoints;
   int64_t num_tested = 0;
   for (int32_t lane = 0; lane < kTilePoints; ++lane) {
     const int32_t group = labels[lane] / kGroupCentroids;
     if (tested[group]) continue;
     tested[group] = true;
-    TestGroup(params, tile, group, best);
+    TestGroup(params, tile, group, by_codes, best);
     ++num_tested;
   }
   alignas(64) float upper[kTilePoints];
@@ -148,41 +233,43 @@ int64_t AssignTile(const KMeansAssignParams& params, int64_t tile, Best* best) {
       hn::StoreU(hn::Sub(hn::LoadU(f, lower + lane), moved), f, lower + lane);
     }
     if (!GroupMayWin(lower, upper)) continue;
-    TestGroup(params, tile, group, best);
+    tested[group] = true;
+    TestGroup(params, tile, group, by_codes, best);
     UpperBounds(params, tile, *best, upper);
     ++num_tested;
   }
   return num_tested;
 }
 
+int64_t AssignTile(const KMeansAssignParams& params, int64_t tile, float* row, KMeansBest* best) {
+  const bool by_codes = params.codes.points != nullptr;
+  TestedGroups tested = {};
+  int64_t num_tested = params.num_groups;
+  Clear(best);
+  if (params.group_moved != nullptr) {
+    num_tested = TestLikelyGroups(params, tile, by_codes, tested, best);
+  } else {
+    for (int32_t group = 0; group < params.num_groups; ++group) {
+      tested[group] = true;
+      TestGroup(params, tile, group, by_codes, best);
+    }
+  }
+  if (by_codes) ResolveTies(params, tile, tested, row, best);
+  return num_tested;
+}
+
 int64_t Assign(const KMeansAssignParams& params) {
-  const F32 f;
-  const I32 i;
   int64_t num_tested = 0;
+  std::vector<float> row(params.head_dim);
   for (int64_t tile = 0; tile < params.num_tiles; ++tile) {
-    Best best;
-    for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
-      hn::Store(hn::Set(f, -std::numeric_limits<float>::infinity()), f, best.score + lane);
-      hn::Store(hn::Zero(i), i, best.label + lane);
-    }
-    if (params.group_moved != nullptr) {
-      num_tested += AssignTile(params, tile, &best);
-    } else {
-      for (int32_t group = 0; group < params.num_groups; ++group) {
-        TestGroup(params, tile, group, &best);
-      }
-      num_tested += params.num_groups;
-    }
-    for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
-      const int64_t at = tile * kTilePoints + lane;
-      const auto norm = hn::LoadU(f, params.norms + at);
-      const auto squared = hn::NegMulAdd(hn::Set(f, 2.0f), hn::Load(f, best.score + lane), norm);
-      hn::StoreU(hn::Max(hn::Zero(f), squared), f, params.distances + at);
-      hn::StoreU(hn::Load(i, best.label + lane), i, params.labels + at);
-    }
+    KMeansBest best;
+    num_tested += AssignTile(params, tile, row.data(), &best);
+    std::copy_n(best.label, kTilePoints, params.labels + tile * kTilePoints);
   }
   return num_tested;
 }
+
+bool UsesCodes() { return HWY_TARGET == HWY_AVX3 && HasVnni(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace semkv
@@ -192,6 +279,9 @@ HWY_AFTER_NAMESPACE();
 namespace semkv {
 
 HWY_EXPORT(Assign);
+HWY_EXPORT(UsesCodes);
+
+bool KMeansUsesCodes() { return HWY_DYNAMIC_DISPATCH(UsesCodes)(); }
 
 int64_t KMeansAssignHost(const KMeansAssignParams& params) {
   return HWY_DYNAMIC_DISPATCH(Assign)(params);

@@ -1,6 +1,5 @@
 #include "csrc/ops/clustering/kmeans_assign.h"
 
-#include <algorithm>
 #include <limits>
 
 namespace semkv {
@@ -22,9 +21,7 @@ void KMeansAssignReference(const KMeansAssignParams& params) {
           label = c;
         }
       }
-      const int64_t i = tile * kTilePoints + lane;
-      params.labels[i] = label;
-      params.distances[i] = std::max(0.0f, params.norms[i] - 2.0f * best);
+      params.labels[tile * kTilePoints + lane] = label;
     }
   }
 }

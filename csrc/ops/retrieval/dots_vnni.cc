@@ -1,16 +1,8 @@
 #include "csrc/ops/retrieval/dots_vnni.h"
 
 #include <algorithm>
-#include <atomic>
 
 namespace semkv {
-namespace {
-
-std::atomic<bool> is_vnni_allowed{true};
-
-}  // namespace
-
-void AllowVnniForTest(bool is_allowed) { is_vnni_allowed = is_allowed; }
 
 void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
   constexpr int kHalf = kVnniChannels / 2;
@@ -31,9 +23,7 @@ void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
 #include <immintrin.h>
 
 #include "csrc/ops/prefetch_level.h"
-
-#define SEMKV_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
-#define SEMKV_VNNI_INLINE SEMKV_VNNI __attribute__((always_inline)) inline
+#include "csrc/ops/vnni.h"
 
 namespace semkv {
 namespace {
@@ -169,18 +159,7 @@ SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
   }
 }
 
-bool DetectVnni() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace
-
-bool HasVnni() {
-  static const bool has_vnni = DetectVnni();
-  return has_vnni && is_vnni_allowed.load(std::memory_order_relaxed);
-}
 
 void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int16_t* queries,
               int32_t head_dim, float* dots, int64_t stride) {
@@ -197,7 +176,6 @@ void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int1
 
 namespace semkv {
 
-bool HasVnni() { return false; }
 void DotsVnni(const int8_t*, int32_t, const int8_t*, const int16_t*, int32_t, float*, int64_t) {}
 
 }  // namespace semkv

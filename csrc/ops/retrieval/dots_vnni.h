@@ -1,6 +1,4 @@
-// Dot products of query heads with int8 lists by AVX-512 VNNI: vpdpwssd multiplies and adds in one
-// instruction where AVX-512 takes two. Highway 1.0.3 has it for AVX3_DL only, which asks for more
-// than Cascade Lake has; so this one inner loop is written in intrinsics, behind a run-time check.
+// Dot products of query heads with int8 lists by AVX-512 VNNI (csrc/ops/vnni.h).
 //
 // The Highway code of list_dots-inl.h computes the same sums, bit for bit, on every other machine.
 
@@ -14,10 +12,6 @@ namespace semkv {
 constexpr int kVnniHeads = 4;      // of one call
 constexpr int kVnniChannels = 16;  // head_dim is a multiple of it
 constexpr int kVnniLists = 4;      // dots are written in such blocks
-
-// Whether this processor has the instruction and tests have not forbidden it.
-bool HasVnni();
-void AllowVnniForTest(bool is_allowed);
 
 // A query head as DotsVnni reads it: every kVnniChannels channels, the even ones four times, then
 // the odd ones four times.

@@ -7,6 +7,7 @@
 
 #include "csrc/ops/retrieval/dots_vnni.h"
 #include "csrc/ops/retrieval/retrieval_tasks.h"
+#include "csrc/ops/vnni.h"
 
 #if defined(SEMKV_OPS_RETRIEVAL_LIST_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SEMKV_OPS_RETRIEVAL_LIST_DOTS_INL_H_

@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <vector>
 
+#include "csrc/ops/clustering/kmeans_assign_vnni.h"
 #include "tests/testing/random.h"
 #include "tests/testing/simd_targets.h"
 
@@ -70,12 +73,11 @@ struct Problem {
 
   struct Result {
     std::vector<int32_t> labels;
-    std::vector<float> lower, distances;
+    std::vector<float> lower;
   };
   KMeansAssignParams Bind(Result* result, const float* moved) {
     const size_t places = params.num_tiles * kTilePoints;
     result->labels.resize(places);
-    result->distances.resize(places);
     result->lower.resize(places * params.num_groups);
     params.tiles = tiles.data();
     params.norms = norms.data();
@@ -85,8 +87,45 @@ struct Problem {
     params.slack = 1e-5f * params.head_dim;
     params.labels = result->labels.data();
     params.lower = result->lower.data();
-    params.distances = result->distances.data();
+    params.codes = {};
+    if (KMeansUsesCodes()) Encode();
     return params;
+  }
+
+  void Encode() {
+    const int64_t row = 2 * KMeansCodePairs(params.head_dim);
+    codes.resize(params.num_tiles * kTilePoints * row);
+    code_scales.resize(norms.size());
+    centroid_codes.resize(offsets.size() * row);
+    centroid_scales.resize(offsets.size());
+    for (int64_t tile = 0; tile < params.num_tiles; ++tile) {
+      KMeansEncodeTile(tiles.data() + tile * params.head_dim * kTilePoints,
+                       norms.data() + tile * kTilePoints, params.head_dim,
+                       codes.data() + tile * kTilePoints * row,
+                       code_scales.data() + tile * kTilePoints);
+    }
+    const int32_t num_centroids = static_cast<int32_t>(offsets.size());
+    KMeansEncodeCentroids(centroids.data(), num_centroids, params.head_dim, centroid_codes.data(),
+                          centroid_scales.data());
+    float greatest = 0.0f;
+    for (int64_t c = 0; c < num_centroids - 3; ++c) greatest = std::max(greatest, offsets[c]);
+    params.codes = {codes.data(),
+                    code_scales.data(),
+                    centroid_codes.data(),
+                    centroid_scales.data(),
+                    std::sqrt(2.0f * greatest),
+                    *std::max_element(centroid_scales.begin(), centroid_scales.end())};
+  }
+
+  // In float64, of the centroid that a point was given.
+  double Score(int64_t place, int32_t label) const {
+    double score = -offsets[label];
+    for (int64_t d = 0; d < params.head_dim; ++d) {
+      const int64_t at = place / kTilePoints * params.head_dim + d;
+      score += double{tiles[at * kTilePoints + place % kTilePoints]} *
+               centroids[int64_t{label} * params.head_dim + d];
+    }
+    return score;
   }
 
   // The same labels but where float32 cannot tell two centroids apart.
@@ -96,13 +135,16 @@ struct Problem {
     int32_t differing = 0;
     for (size_t i = 0; i < expected.labels.size(); ++i) {
       differing += result.labels[i] != expected.labels[i];
-      ASSERT_NEAR(result.distances[i], expected.distances[i], 1e-4f * (1.0f + norms[i])) << i;
+      ASSERT_NEAR(Score(i, result.labels[i]), Score(i, expected.labels[i]), 2e-6 * (1 + norms[i]))
+          << i;
     }
     EXPECT_LE(differing, static_cast<int32_t>(expected.labels.size() / 1000));
   }
 
   KMeansAssignParams params;
   std::vector<float> tiles, norms, centroids, offsets;
+  std::vector<int16_t> codes, centroid_codes;
+  std::vector<float> code_scales, centroid_scales;
 };
 
 TEST(KMeansAssignTest, EqualsTheReferenceOnEveryInstructionSet) {
@@ -114,6 +156,78 @@ TEST(KMeansAssignTest, EqualsTheReferenceOnEveryInstructionSet) {
       problem.ExpectReference(result);
     }
   });
+}
+
+// Norms that differ by 1e6, keys that are one channel, keys that are not there: the labels are
+// those of float32 all the same.
+TEST(KMeansAssignTest, PointsOfAllSizesEqualTheReference) {
+  testing::ForEachSimdTarget([] {
+    Problem problem(3, 8, 6, 96);
+    for (int32_t place = 0; place < 8 * kTilePoints; ++place) {
+      const int64_t tile = place / kTilePoints * problem.params.head_dim;
+      const float factor = place % 5 == 4 ? 0.0f : std::pow(10.0f, place % 7 - 3);
+      problem.norms[place] = 0.0f;
+      for (int64_t d = 0; d < problem.params.head_dim; ++d) {
+        float& x = problem.tiles[(tile + d) * kTilePoints + place % kTilePoints];
+        x = place % 3 == 2 && d != place % 96 ? 0.0f : x * factor;
+        problem.norms[place] += x * x;
+      }
+    }
+    Problem::Result result;
+    KMeansAssignHost(problem.Bind(&result, nullptr));
+    problem.ExpectReference(result);
+  });
+}
+
+// Every family of vectors against itself and the others; parallel ones make the greatest sums.
+TEST(KMeansAssignTest, ScoresOfCodesAreAsNearAsPromised) {
+  if (!KMeansUsesCodes()) GTEST_SKIP() << "no AVX-512 VNNI";
+  for (int32_t head_dim : {1, 2, 31, 64, 128, 256, 1000}) {
+    std::mt19937_64 rng(head_dim);
+    const int64_t pairs = KMeansCodePairs(head_dim);
+    std::vector<float> tile(head_dim * kTilePoints), norms(kTilePoints, 0.0f);
+    std::vector<float> centroids = testing::RandomNormal(rng, kGroupCentroids * head_dim);
+    for (int32_t c = 0; c < kGroupCentroids; ++c) {
+      for (int32_t d = 0; d < head_dim; ++d) {
+        float& x = centroids[c * head_dim + d];
+        if (c % 4 == 1) x = 3.0f;                              // all channels alike
+        if (c % 4 == 2) x = d == c % head_dim ? -1e4f : 0.0f;  // one channel
+        if (c % 4 == 3) x = d == c % head_dim ? 100.0f : x;    // an outlier channel
+        if (c == 0) x = 0.0f;
+        for (int32_t lane : {c, c + kGroupCentroids}) {
+          const float y = lane == c ? x : -0.5f * x;
+          tile[d * kTilePoints + lane] = y;
+          norms[lane] += y * y;
+        }
+      }
+    }
+    std::vector<int16_t> codes(kTilePoints * 2 * pairs),
+        centroid_codes(kGroupCentroids * 2 * pairs);
+    std::vector<float> scales(kTilePoints), centroid_scales(kGroupCentroids);
+    KMeansEncodeTile(tile.data(), norms.data(), head_dim, codes.data(), scales.data());
+    KMeansEncodeCentroids(centroids.data(), kGroupCentroids, head_dim, centroid_codes.data(),
+                          centroid_scales.data());
+    // One centroid at a time: the others are padding.
+    for (int32_t c = 0; c < kGroupCentroids; ++c) {
+      std::vector<float> offsets(kGroupCentroids, std::numeric_limits<float>::infinity());
+      offsets[c] = 0.0f;
+      KMeansBest best;
+      ScoreGroupVnni(codes.data(), scales.data(), centroid_codes.data(), centroid_scales.data(),
+                     offsets.data(), head_dim, 100, &best);
+      for (int32_t lane = 0; lane < kTilePoints; ++lane) {
+        double exact = 0.0;
+        for (int32_t d = 0; d < head_dim; ++d) {
+          exact += double{tile[d * kTilePoints + lane]} * centroids[c * head_dim + d];
+        }
+        const double most =
+            0.501 * std::sqrt(head_dim) *
+            (scales[lane] * std::sqrt(norms[c]) + centroid_scales[c] * std::sqrt(norms[lane]));
+        ASSERT_NEAR(best.score[lane], exact, most) << head_dim << " " << c;
+        ASSERT_EQ(best.label[lane], 100 + c);
+        ASSERT_EQ(best.second[lane], -std::numeric_limits<float>::infinity());
+      }
+    }
+  }
 }
 
 TEST(KMeansAssignTest, SkippedGroupsCannotWinWhileCentroidsMove) {

@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/retrieval/each_target.h"
+#include "tests/testing/simd_targets.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
 
-using ::semkv::testing::ForEachTarget;
+using ::semkv::testing::ForEachSimdTarget;
 using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalCases;
 using ::semkv::testing::RetrievalInput;
@@ -65,7 +65,7 @@ struct EstimateInput {
   void ExpectEqualToReference(int32_t partition) {
     EstimateRestReference(Params(partition));
     const std::vector<float> out = rest_out, lse = rest_lse;
-    ForEachTarget([&] {
+    ForEachSimdTarget([&] {
       EstimateHost(partition, 2);
       for (size_t i = 0; i < lse.size(); ++i) {
         if (std::isinf(lse[i])) {

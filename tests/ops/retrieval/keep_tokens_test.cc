@@ -14,14 +14,14 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/retrieval/each_target.h"
+#include "tests/testing/simd_targets.h"
 #include "tests/testing/random.h"
 
 namespace semkv {
 namespace {
 
 using testing::Encode;
-using testing::ForEachTarget;
+using testing::ForEachSimdTarget;
 using testing::RandomNormal;
 using testing::SoakFactor;
 using testing::TestSeed;
@@ -178,7 +178,7 @@ TEST(KeepTokensTest, HostEqualsReferenceOnEveryTargetAndDtype) {
       KeepTokensReference(in.Params(150));
       const std::vector<float> alpha = in.alpha;
       const std::vector<int32_t> kept = in.kept;
-      ForEachTarget([&] {
+      ForEachSimdTarget([&] {
         in.RunHost(150, 3);
         for (size_t i = 0; i < alpha.size(); ++i) {
           ASSERT_NEAR(in.alpha[i], alpha[i], 1e-4f * alpha[i] + 1e-9f) << i;
@@ -198,7 +198,7 @@ TEST(KeepTokensTest, HostEqualsReferenceOnEveryTargetAndDtype) {
 
 TEST(KeepTokensTest, TheWindowAloneAndTheWholePrompt) {
   Input in(3, 200, 32, 2, 1, 64);
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     in.RunHost(32);
     for (int32_t i = 0; i < 32; ++i) EXPECT_EQ(in.kept[i], 168 + i);
     in.RunHost(200);
@@ -222,7 +222,7 @@ TEST(KeepTokensTest, KeysThatAreNotFiniteComeLastAndChangeNothingElse) {
   KeepTokensReference(p);
   const std::vector<float> alpha = in.alpha;
   const std::vector<int32_t> kept = in.kept;
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     in.RunHost(298);
     for (size_t i = 0; i < alpha.size(); ++i) {
       ASSERT_NEAR(in.alpha[i], alpha[i], 1e-4f * alpha[i] + 1e-9f) << i;

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/retrieval/each_target.h"
+#include "tests/testing/simd_targets.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/ops/retrieval/score_lists_cases.h"
 #include "tests/testing/random.h"
@@ -19,7 +19,7 @@ namespace {
 
 using ::semkv::testing::ExpectKeysNear;
 using ::semkv::testing::FirstChannel;
-using ::semkv::testing::ForEachTarget;
+using ::semkv::testing::ForEachSimdTarget;
 using ::semkv::testing::kInfinity;
 using ::semkv::testing::kNan;
 using ::semkv::testing::kPoison;
@@ -48,7 +48,7 @@ class ScoreListsCaseTest : public ::testing::TestWithParam<RetrievalCase> {};
 TEST_P(ScoreListsCaseTest, EqualsTheReferenceOnEveryTarget) {
   RetrievalInput input(GetParam(), 1);
   const std::vector<float> expected = ReferenceKeys(input);
-  ForEachTarget([&] { ExpectKeysNear(HostKeys(input, 1), expected, 1e-4); });
+  ForEachSimdTarget([&] { ExpectKeysNear(HostKeys(input, 1), expected, 1e-4); });
 }
 
 TEST_P(ScoreListsCaseTest, DoesNotDependOnThreads) {
@@ -69,7 +69,7 @@ TEST(ScoreListsTest, EqualsTheReferenceOnRandomRaggedRows) {
     SCOPED_TRACE("round " + std::to_string(round));
     RetrievalInput input(c, rng());
     const std::vector<float> expected = ReferenceKeys(input);
-    ForEachTarget([&] { ExpectKeysNear(HostKeys(input, 2), expected, 2e-4); });
+    ForEachSimdTarget([&] { ExpectKeysNear(HostKeys(input, 2), expected, 2e-4); });
   }
 }
 
@@ -78,7 +78,7 @@ std::vector<float> Keys(SmallScoreInput& input) {
   const ScoreListsParams p = input.Params();
   ScoreListsReference(p);
   const std::vector<float> expected = input.keys;
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     ThreadPool pool(1);
     std::vector<uint8_t> workspace(
         ScoreListsWorkspaceBytes(p.num_heads, 1, 16, input.view.nlist, 1));

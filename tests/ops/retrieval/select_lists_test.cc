@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/ops/retrieval/each_target.h"
+#include "tests/testing/simd_targets.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/ops/retrieval/select_cases.h"
 #include "tests/ops/retrieval/small_select_cases.h"
@@ -23,7 +23,7 @@ namespace {
 
 using ::semkv::testing::BetterHalf;
 using ::semkv::testing::EverySeventh;
-using ::semkv::testing::ForEachTarget;
+using ::semkv::testing::ForEachSimdTarget;
 using ::semkv::testing::kSelectPoison;
 using ::semkv::testing::PoisonSelected;
 using ::semkv::testing::RandomSelectCase;
@@ -65,13 +65,13 @@ TEST_P(RetrieveCaseTest, SelectsWhatTheReferenceSelectsByTheSameKeys) {
   RetrievalInput input(GetParam(), 1);
   ScoreListsReference(input.Score());
   const Selected expected = SelectReference(input);
-  ForEachTarget([&] { EXPECT_EQ(SelectHost(input, 1), expected); });
+  ForEachSimdTarget([&] { EXPECT_EQ(SelectHost(input, 1), expected); });
   EXPECT_EQ(SelectHost(input, 3), expected);
 }
 
 TEST_P(RetrieveCaseTest, EqualsScoreThenSelect) {
   RetrievalInput input(GetParam(), 2);
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     ThreadPool pool(1);
     std::vector<uint8_t> workspace = input.RetrieveWorkspace(1);
     ScoreListsHost(input.Score(), workspace.data(), workspace.size(), pool);
@@ -102,7 +102,7 @@ TEST_P(RetrieveCaseTest, TokensThatAreAlwaysTakenComeBeforeLists) {
   const EverySeventh seventh(c, input.num_tasks());
   p.always = seventh.always.data();
   const Selected expected = SelectReference(input, p);
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     PoisonSelected(input);
     ThreadPool pool(2);
     std::vector<uint8_t> workspace(
@@ -169,7 +169,7 @@ TEST_P(SmallSelectTest, SelectsWhatIsExpected) {
   SelectListsReference(input.Params());
   input.ExpectSelected(GetParam().expected);
   input.ExpectPages(GetParam().expected_pages);
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     const SelectListsParams p = input.Params();
     ThreadPool pool(1);
     std::vector<uint8_t> workspace(SelectListsWorkspaceBytes(
@@ -200,7 +200,7 @@ TEST(SelectListsTest, EqualsTheReferenceOnRandomKeysWithTies) {
     RetrievalInput input(RandomSelectCase(rng), rng());
     SetRandomKeys(rng, input);
     const Selected expected = SelectReference(input);
-    ForEachTarget([&] { EXPECT_EQ(SelectHost(input, 2), expected); });
+    ForEachSimdTarget([&] { EXPECT_EQ(SelectHost(input, 2), expected); });
   }
 }
 
@@ -331,7 +331,7 @@ TEST(RetrieveTest, SelectsWhatTheReferenceSelectsOnSmallIntegers) {
   for (int32_t k = 0; k < 4 * c.head_dim; ++k) q[k] = static_cast<float>(k * 7 % 5 % 3 - 1) * 0.5f;
   ScoreListsReference(input.Score());
   const Selected expected = SelectReference(input);
-  ForEachTarget([&] { EXPECT_EQ(RetrieveSelected(input, 1), expected); });
+  ForEachSimdTarget([&] { EXPECT_EQ(RetrieveSelected(input, 1), expected); });
 }
 
 TEST(RetrieveTest, LeavesTheBytesAroundItsOutputsAlone) {
@@ -347,7 +347,7 @@ TEST(RetrieveTest, LeavesTheBytesAroundItsOutputsAlone) {
   select.slots = slots.data() + 16;
   select.positions = positions.data() + 16;
   std::vector<uint8_t> workspace = input.RetrieveWorkspace(1);
-  ForEachTarget([&] {
+  ForEachSimdTarget([&] {
     ThreadPool pool(1);
     RetrieveHost(score, select, workspace.data(), workspace.size(), pool);
     ASSERT_EQ(select.counts[0], c.budget);
