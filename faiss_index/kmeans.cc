@@ -117,7 +117,6 @@ class Trainer {
   std::vector<float> moved_;             // [num_groups]
   std::vector<int32_t> places_;          // [num_tiles, 32]: labels in the order of the tiles
   std::vector<float> lower_;             // [num_tiles, num_groups, 32]
-  std::vector<float> distances_;         // [num_tiles, 32]
   std::vector<int32_t> labels_;          // [num_points]
   std::vector<uint8_t> dirty_;           // [nlist]: members changed since the last update
   std::vector<int32_t> sizes_;           // [nlist]

@@ -48,10 +48,9 @@ struct KMeansCodes {
 };
 
 constexpr int64_t KMeansCodePairs(int32_t head_dim) { return (int64_t{head_dim} + 1) / 2; }
+// Whether this processor serves them; the two below require it.
 bool KMeansUsesCodes();
-// REQUIRES: KMeansUsesCodes().
-// tile: [head_dim, 32], norms: [32], its squared norms, finite; codes: [pairs, 32, 2]; scales:
-// [32].
+// tile: [head_dim, 32]; norms: [32], squared, finite; codes: [pairs, 32, 2]; scales: [32].
 void KMeansEncodeTile(const float* tile, const float* norms, int32_t head_dim, int16_t* codes,
                       float* scales);
 // centroids: [num_centroids, head_dim]; codes: [num_centroids, pairs, 2]; scales: [num_centroids].
@@ -70,9 +69,8 @@ struct KMeansAssignParams {
                                        // the last call; null: `labels` and `lower` say nothing yet
   float slack = 0.0f;                  // rounding error allowed for in a squared distance
   KMeansCodes codes;
-  int32_t* labels = nullptr;   // in, out: [num_tiles, 32]
-  float* lower = nullptr;      // in, out: [num_tiles, num_groups, 32]
-  float* distances = nullptr;  // out: [num_tiles, 32]
+  int32_t* labels = nullptr;  // in, out: [num_tiles, 32]
+  float* lower = nullptr;     // in, out: [num_tiles, num_groups, 32]
 };
 
 // Returns how many (tile, group) pairs were tested, of num_tiles * num_groups.
