@@ -12,8 +12,8 @@
 
 namespace semkv::testing {
 
-// Calls body() with each target chosen in turn, AVX-512 without VNNI too where the machine has it. A
-// target that the library was not compiled for falls back to its baseline, which then runs twice.
+// Calls body() with each target chosen in turn, AVX-512 without VNNI too where the machine has it.
+// A target that the library was not compiled for falls back to its baseline, which then runs twice.
 template <typename Body>
 void ForEachSimdTarget(const Body& body) {
   for (int64_t target :

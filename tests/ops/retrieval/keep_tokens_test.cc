@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/testing/simd_targets.h"
 #include "tests/testing/random.h"
+#include "tests/testing/simd_targets.h"
 
 namespace semkv {
 namespace {

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/testing/simd_targets.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/ops/retrieval/score_lists_cases.h"
 #include "tests/testing/random.h"
+#include "tests/testing/simd_targets.h"
 
 namespace semkv {
 namespace {

@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
-#include "tests/testing/simd_targets.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
 #include "tests/ops/retrieval/select_cases.h"
 #include "tests/ops/retrieval/small_select_cases.h"
 #include "tests/testing/random.h"
+#include "tests/testing/simd_targets.h"
 
 namespace semkv {
 namespace {
