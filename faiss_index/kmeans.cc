@@ -82,8 +82,8 @@ class Trainer {
   void OrderCentroids();
   void SortPoints();
   void PackTiles();
-  float SetOffsets();
-  KMeansCodes EncodeCentroids(float greatest_norm);
+  void SetOffsets();
+  KMeansCodes EncodeCentroids();
   void Assign(bool first);
   int32_t CountChanges();
   void Update();
@@ -106,20 +106,21 @@ class Trainer {
   std::vector<float> memory_;   // of tiles_
   float* tiles_ = nullptr;      // [num_tiles, head_dim, 32], at a cache line
   const bool uses_codes_ = KMeansUsesCodes();
-  std::vector<int16_t> code_memory_;     // of codes_
-  int16_t* codes_ = nullptr;             // [num_tiles, pairs, 32, 2], at a cache line
-  std::vector<float> code_scales_;       // [num_tiles, 32]
-  std::vector<int16_t> centroid_codes_;  // [num_groups * 16, pairs, 2]
-  std::vector<float> centroid_scales_;   // [num_groups * 16]
-  std::vector<float> norms_;             // [num_tiles, 32]
-  std::vector<float> centroids_;         // [num_groups * 16, head_dim]; unit for cosine
-  std::vector<float> offsets_;           // [num_groups * 16]
-  std::vector<float> moved_;             // [num_groups]
-  std::vector<int32_t> places_;          // [num_tiles, 32]: labels in the order of the tiles
-  std::vector<float> lower_;             // [num_tiles, num_groups, 32]
-  std::vector<int32_t> labels_;          // [num_points]
-  std::vector<uint8_t> dirty_;           // [nlist]: members changed since the last update
-  std::vector<int32_t> sizes_;           // [nlist]
+  std::vector<int16_t> code_memory_;               // of codes_
+  int16_t* codes_ = nullptr;                       // [num_tiles, pairs, 32, 2], at a cache line
+  std::vector<float> code_scales_;                 // [num_tiles, 32]
+  std::vector<int16_t> centroid_codes_;            // [num_groups * 16, pairs, 2]
+  std::vector<float> centroid_scales_;             // [num_groups * 16]
+  std::vector<float> group_norms_, group_scales_;  // [num_groups]
+  std::vector<float> norms_;                       // [num_tiles, 32]
+  std::vector<float> centroids_;                   // [num_groups * 16, head_dim]; unit for cosine
+  std::vector<float> offsets_;                     // [num_groups * 16]
+  std::vector<float> moved_;                       // [num_groups]
+  std::vector<int32_t> places_;  // [num_tiles, 32]: labels in the order of the tiles
+  std::vector<float> lower_;     // [num_tiles, num_groups, 32]
+  std::vector<int32_t> labels_;  // [num_points]
+  std::vector<uint8_t> dirty_;   // [nlist]: members changed since the last update
+  std::vector<int32_t> sizes_;   // [nlist]
   float slack_ = 0.0f;
 };
 
@@ -232,8 +233,7 @@ void Trainer::PackTiles() {
   }
 }
 
-// Returns the greatest squared norm of a centroid.
-float Trainer::SetOffsets() {
+void Trainer::SetOffsets() {
   float greatest = 0.0f;
   for (int64_t c = 0; c < int64_t{num_groups_} * kGroupCentroids; ++c) {
     float squared = 0.0f;
@@ -242,27 +242,26 @@ float Trainer::SetOffsets() {
     offsets_[c] =
         c >= nlist_ ? std::numeric_limits<float>::infinity() : 0.5f * (cosine() ? 1.0f : squared);
   }
-  const float product = std::max(greatest, *std::max_element(norms_.begin(), norms_.end()));
+  greatest = std::max(greatest, *std::max_element(norms_.begin(), norms_.end()));
   // A float32 dot product of head_dim terms is off by sqrt(head_dim) roundings as a rule; four
   // times that, of the largest product there is.
-  slack_ = 4.0f * 6e-8f * std::sqrt(static_cast<float>(head_dim_)) * 2.0f * product;
-  return greatest;
+  slack_ = 4.0f * 6e-8f * std::sqrt(static_cast<float>(head_dim_)) * 2.0f * greatest;
 }
 
-KMeansCodes Trainer::EncodeCentroids(float greatest_norm) {
-  KMeansEncodeCentroids(centroids_.data(), num_groups_ * kGroupCentroids,
-                        static_cast<int32_t>(head_dim_), centroid_codes_.data(),
-                        centroid_scales_.data());
+KMeansCodes Trainer::EncodeCentroids() {
+  KMeansEncodeCentroids(centroids_.data(), num_groups_, static_cast<int32_t>(head_dim_),
+                        centroid_codes_.data(), centroid_scales_.data(), group_norms_.data(),
+                        group_scales_.data());
   return {codes_,
           code_scales_.data(),
           centroid_codes_.data(),
           centroid_scales_.data(),
-          greatest_norm,
-          *std::max_element(centroid_scales_.begin(), centroid_scales_.end())};
+          group_norms_.data(),
+          group_scales_.data()};
 }
 
 void Trainer::Assign(bool first) {
-  const float greatest_centroid = SetOffsets();
+  SetOffsets();
   KMeansAssignParams params;
   params.num_tiles = num_tiles_;
   params.num_groups = num_groups_;
@@ -273,7 +272,7 @@ void Trainer::Assign(bool first) {
   params.offsets = offsets_.data();
   params.group_moved = first ? nullptr : moved_.data();
   params.slack = slack_;
-  if (uses_codes_) params.codes = EncodeCentroids(std::sqrt(greatest_centroid));
+  if (uses_codes_) params.codes = EncodeCentroids();
   params.labels = places_.data();
   params.lower = lower_.data();
   num_tests_ += KMeansAssignHost(params);
@@ -383,6 +382,8 @@ KMeansResult Trainer::Train() {
     code_scales_.resize(places);
     centroid_codes_.resize(int64_t{num_groups_} * kGroupCentroids * code_row());
     centroid_scales_.resize(int64_t{num_groups_} * kGroupCentroids);
+    group_norms_.resize(num_groups_);
+    group_scales_.resize(num_groups_);
   }
   norms_.resize(places);
   places_.resize(places);

@@ -43,8 +43,8 @@ struct KMeansCodes {
   const float* point_scales = nullptr;  // [num_tiles, 32]
   const int16_t* centroids = nullptr;   // [num_groups * 16, KMeansCodePairs(head_dim), 2]
   const float* centroid_scales = nullptr;  // [num_groups * 16]
-  float greatest_norm = 0.0f;              // of a centroid
-  float greatest_scale = 0.0f;             // of a centroid
+  const float* group_norms = nullptr;      // [num_groups]: the greatest of its centroids
+  const float* group_scales = nullptr;     // [num_groups]: the same
 };
 
 constexpr int64_t KMeansCodePairs(int32_t head_dim) { return (int64_t{head_dim} + 1) / 2; }
@@ -53,9 +53,10 @@ bool KMeansUsesCodes();
 // tile: [head_dim, 32]; norms: [32], squared, finite; codes: [pairs, 32, 2]; scales: [32].
 void KMeansEncodeTile(const float* tile, const float* norms, int32_t head_dim, int16_t* codes,
                       float* scales);
-// centroids: [num_centroids, head_dim]; codes: [num_centroids, pairs, 2]; scales: [num_centroids].
-void KMeansEncodeCentroids(const float* centroids, int32_t num_centroids, int32_t head_dim,
-                           int16_t* codes, float* scales);
+// centroids: [num_groups * 16, head_dim]; codes: [num_groups * 16, pairs, 2]; scales:
+// [num_groups * 16]; group_norms, group_scales: [num_groups].
+void KMeansEncodeCentroids(const float* centroids, int32_t num_groups, int32_t head_dim,
+                           int16_t* codes, float* scales, float* group_norms, float* group_scales);
 
 struct KMeansAssignParams {
   int32_t num_tiles = 0;

@@ -73,12 +73,13 @@ void Clear(KMeansBest* best) {
   const auto nothing = hn::Set(f, -std::numeric_limits<float>::infinity());
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
     hn::Store(nothing, f, best->score + lane);
-    hn::Store(nothing, f, best->second + lane);
+    hn::Store(nothing, f, best->other + lane);
+    hn::Store(hn::Zero(f), f, best->error + lane);
     hn::Store(hn::Zero(I32()), I32(), best->label + lane);
   }
 }
 
-// From codes the second best score of the group too, which float32 has no use for.
+// `best->other` is of use, and written, from codes alone.
 void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bool by_codes,
                 KMeansBest* best) {
   const int32_t first = group * kGroupCentroids;
@@ -100,21 +101,26 @@ void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, b
   }
 }
 
-// By how much the squared distances of the points from `lane` on may be off. A code is off by at
-// most half its scale, so codes of d channels by sqrt(d) / 2 scales: that times the other vector's
-// norm, for either (with a little for the product of both), is a bound for scores, whatever the
-// vectors.
-HWY_INLINE hn::Vec<F32> Slack(const KMeansAssignParams& params, int64_t tile, int32_t lane) {
+// By how much scores of codes may be off, for the points from `lane` on and the centroids of a
+// group. A code is off by at most half its scale, so codes of d channels by sqrt(d) / 2 scales:
+// that times the other vector's norm, for either (and a little for the product of both), whatever
+// the vectors.
+HWY_INLINE hn::Vec<F32> CodeError(const KMeansAssignParams& params, int64_t tile, int32_t lane,
+                                  int32_t group) {
   const F32 f;
-  const auto slack = hn::Set(f, params.slack);
   const KMeansCodes& codes = params.codes;
-  if (codes.points == nullptr) return slack;
-  const float channels = 1.001f * std::sqrt(static_cast<float>(params.head_dim));
+  const float channels = 0.501f * std::sqrt(static_cast<float>(params.head_dim));
   const auto norm = hn::Sqrt(hn::LoadU(f, params.norms + tile * kTilePoints + lane));
   const auto scale = hn::LoadU(f, codes.point_scales + tile * kTilePoints + lane);
-  const auto of_point = hn::Mul(scale, hn::Set(f, channels * codes.greatest_norm));
-  const auto of_codes = hn::MulAdd(norm, hn::Set(f, channels * codes.greatest_scale), of_point);
-  return hn::Add(of_codes, slack);
+  const auto of_point = hn::Mul(scale, hn::Set(f, channels * codes.group_norms[group]));
+  return hn::MulAdd(norm, hn::Set(f, channels * codes.group_scales[group]), of_point);
+}
+
+HWY_INLINE hn::Vec<F32> SquaredOf(const KMeansAssignParams& params, int64_t tile, int32_t lane,
+                                  hn::Vec<F32> score) {
+  const F32 f;
+  const auto norm = hn::LoadU(f, params.norms + tile * kTilePoints + lane);
+  return hn::NegMulAdd(hn::Set(f, 2.0f), score, norm);
 }
 
 // Tests one group for all points of a tile: folds it into `best` and renews its lower bounds.
@@ -126,21 +132,25 @@ void TestGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bo
   KMeansBest own;
   ScoreGroup(params, tile, group, by_codes, &own);
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
+    const auto error = by_codes ? CodeError(params, tile, lane, group) : hn::Zero(f);
     const auto score = hn::Load(f, own.score + lane);
     const auto label = hn::Load(i, own.label + lane);
     const auto best_score = hn::Load(f, best->score + lane);
     const auto best_label = hn::Load(i, best->label + lane);
+    const auto best_error = hn::Load(f, best->error + lane);
     // Groups are tested in any order; the lowest centroid of equals must win all the same.
     const auto wins =
         hn::Or(hn::Gt(score, best_score),
                hn::And(hn::Eq(score, best_score), hn::RebindMask(f, hn::Lt(label, best_label))));
-    const auto second = hn::Max(hn::Load(f, own.second + lane), hn::Load(f, best->second + lane));
-    hn::Store(hn::Max(second, hn::Min(score, best_score)), f, best->second + lane);
+    const auto loser = hn::IfThenElse(wins, hn::Add(best_score, best_error), hn::Add(score, error));
+    const auto others =
+        hn::Max(hn::Add(hn::Load(f, own.other + lane), error), hn::Load(f, best->other + lane));
+    hn::Store(hn::Max(others, loser), f, best->other + lane);
     hn::Store(hn::IfThenElse(wins, score, best_score), f, best->score + lane);
+    hn::Store(hn::IfThenElse(wins, error, best_error), f, best->error + lane);
     hn::Store(hn::IfThenElse(hn::RebindMask(i, wins), label, best_label), i, best->label + lane);
-    const auto norm = hn::LoadU(f, params.norms + tile * kTilePoints + lane);
-    const auto squared = hn::NegMulAdd(hn::Set(f, 2.0f), score, norm);
-    const auto safe = hn::Max(hn::Zero(f), hn::Sub(squared, Slack(params, tile, lane)));
+    const auto squared = SquaredOf(params, tile, lane, hn::Add(score, error));
+    const auto safe = hn::Max(hn::Zero(f), hn::Sub(squared, hn::Set(f, params.slack)));
     hn::StoreU(hn::Sqrt(safe), f, lower + lane);
   }
 }
@@ -156,14 +166,14 @@ HWY_INLINE bool GroupMayWin(const float* lower, const float* upper) {
   return !hn::AllFalse(f, any);
 }
 
-// upper[lane] = distance to the best centroid found so far, rounded up by the slack.
+// upper[lane] = distance to the best centroid found so far, rounded up by all that it may be off.
 HWY_INLINE void UpperBounds(const KMeansAssignParams& params, int64_t tile, const KMeansBest& best,
                             float* upper) {
   const F32 f;
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
-    const auto norm = hn::LoadU(f, params.norms + tile * kTilePoints + lane);
-    const auto squared = hn::NegMulAdd(hn::Set(f, 2.0f), hn::Load(f, best.score + lane), norm);
-    const auto safe = hn::Max(hn::Zero(f), hn::Add(squared, Slack(params, tile, lane)));
+    const auto score = hn::Sub(hn::Load(f, best.score + lane), hn::Load(f, best.error + lane));
+    const auto squared = SquaredOf(params, tile, lane, score);
+    const auto safe = hn::Max(hn::Zero(f), hn::Add(squared, hn::Set(f, params.slack)));
     hn::Store(hn::Sqrt(safe), f, upper + lane);
   }
 }
@@ -195,18 +205,24 @@ void ScorePoint(const KMeansAssignParams& params, int64_t tile, int32_t lane,
   }
 }
 
-// Does those points again for which what codes lose may decide between the best and the second
-// best.
+// Does again in float32 what scores of codes leave in doubt: a few points one by one, more of them
+// with the tile, which costs as much as four to eight points.
 void ResolveTies(const KMeansAssignParams& params, int64_t tile, const TestedGroups& tested,
                  float* row, KMeansBest* best) {
-  const F32 f;
-  alignas(64) float slack[kTilePoints];
-  for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
-    hn::Store(Slack(params, tile, lane), f, slack + lane);
-  }
+  constexpr int kFewTies = 4;
+  int32_t ties[kTilePoints];
+  int num_ties = 0;
   for (int32_t lane = 0; lane < kTilePoints; ++lane) {
-    if (best->score[lane] - best->second[lane] > slack[lane]) continue;
-    ScorePoint(params, tile, lane, tested, row, best);
+    const bool is_clear = best->score[lane] - best->error[lane] - params.slack > best->other[lane];
+    if (!is_clear) ties[num_ties++] = lane;
+  }
+  if (num_ties <= kFewTies) {
+    for (int n = 0; n < num_ties; ++n) ScorePoint(params, tile, ties[n], tested, row, best);
+    return;
+  }
+  Clear(best);
+  for (int32_t group = 0; group < params.num_groups; ++group) {
+    if (tested[group]) TestGroup(params, tile, group, false, best);
   }
 }
 

@@ -23,13 +23,13 @@ constexpr float kGreatestNorm = 46000.0f;
 
 // What 16 points have so far.
 struct BestOfLanes {
-  __m512 score, second;
+  __m512 score, other;
   __m512i label;
 };
 
 SEMKV_VNNI_INLINE void Fold(__m512 score, int32_t label, BestOfLanes* best) {
   const __mmask16 is_above = _mm512_cmp_ps_mask(score, best->score, _CMP_GT_OQ);
-  best->second = _mm512_max_ps(best->second, _mm512_min_ps(score, best->score));
+  best->other = _mm512_max_ps(best->other, _mm512_min_ps(score, best->score));
   best->score = _mm512_max_ps(best->score, score);
   best->label = _mm512_mask_mov_epi32(best->label, is_above, _mm512_set1_epi32(label));
 }
@@ -118,7 +118,7 @@ SEMKV_VNNI void ScoreGroupVnni(const int16_t* points, const float* point_scales,
   }
   for (int half = 0; half < 2; ++half) {
     _mm512_store_ps(best->score + half * kLanes, found[half].score);
-    _mm512_store_ps(best->second + half * kLanes, found[half].second);
+    _mm512_store_ps(best->other + half * kLanes, found[half].other);
     _mm512_store_si512(best->label + half * kLanes, found[half].label);
   }
 }
@@ -130,22 +130,27 @@ void KMeansEncodeTile(const float* tile, const float* norms, int32_t head_dim, i
   }
 }
 
-void KMeansEncodeCentroids(const float* centroids, int32_t num_centroids, int32_t head_dim,
-                           int16_t* codes, float* scales) {
+void KMeansEncodeCentroids(const float* centroids, int32_t num_groups, int32_t head_dim,
+                           int16_t* codes, float* scales, float* group_norms, float* group_scales) {
   const int64_t row = 2 * KMeansCodePairs(head_dim);
-  for (int64_t c = 0; c < num_centroids; ++c) {
+  std::fill_n(group_norms, num_groups, 0.0f);
+  std::fill_n(group_scales, num_groups, 0.0f);
+  for (int64_t c = 0; c < int64_t{num_groups} * kGroupCentroids; ++c) {
     const float* const x = centroids + c * head_dim;
     float greatest = 0.0f, squared = 0.0f;
     for (int64_t d = 0; d < head_dim; ++d) {
       greatest = std::max(greatest, std::abs(x[d]));
       squared += x[d] * x[d];
     }
-    const float codes_per_unit = CodesPerUnit(greatest, std::sqrt(squared));
+    const float norm = std::sqrt(squared), codes_per_unit = CodesPerUnit(greatest, norm);
     scales[c] = codes_per_unit > 0.0f ? 1.0f / codes_per_unit : 0.0f;
     for (int64_t d = 0; d < head_dim; ++d) {
       codes[c * row + d] = static_cast<int16_t>(std::lrintf(x[d] * codes_per_unit));
     }
     if (row > head_dim) codes[c * row + head_dim] = 0;
+    const int64_t group = c / kGroupCentroids;
+    group_norms[group] = std::max(group_norms[group], norm);
+    group_scales[group] = std::max(group_scales[group], scales[c]);
   }
 }
 
@@ -158,7 +163,7 @@ namespace semkv {
 void ScoreGroupVnni(const int16_t*, const float*, const int16_t*, const float*, const float*,
                     int32_t, int32_t, KMeansBest*) {}
 void KMeansEncodeTile(const float*, const float*, int32_t, int16_t*, float*) {}
-void KMeansEncodeCentroids(const float*, int32_t, int32_t, int16_t*, float*) {}
+void KMeansEncodeCentroids(const float*, int32_t, int32_t, int16_t*, float*, float*, float*) {}
 
 }  // namespace semkv
 

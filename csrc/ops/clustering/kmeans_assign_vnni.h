@@ -16,17 +16,17 @@
 
 namespace semkv {
 
-// Best and second best score of every point of a tile, and whose the best is (the lowest of
-// equals).
+// The best score of every point of a tile, and whose it is (the lowest of equals).
 struct KMeansBest {
   alignas(64) float score[kTilePoints];
-  alignas(64) float second[kTilePoints];
   alignas(64) int32_t label[kTilePoints];
+  alignas(64) float error[kTilePoints];  // by how much the score may be off
+  alignas(64) float other[kTilePoints];  // no other centroid has a score above this
 };
 
 // score = scale of point * scale of centroid * (codes . codes) - offset, for the points of a tile
 // and the centroids of a group, numbered from `first_label`. What is not above -infinity leaves
-// label 0.
+// label 0. Neither `best->error` is written, nor what scores may be off counted into `other`.
 //
 // points: [KMeansCodePairs(head_dim), 32, 2]; point_scales: [32]; centroids:
 // [16, KMeansCodePairs(head_dim), 2]; centroid_scales, offsets: [16].

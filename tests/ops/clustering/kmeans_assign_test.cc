@@ -104,17 +104,13 @@ struct Problem {
                        codes.data() + tile * kTilePoints * row,
                        code_scales.data() + tile * kTilePoints);
     }
-    const int32_t num_centroids = static_cast<int32_t>(offsets.size());
-    KMeansEncodeCentroids(centroids.data(), num_centroids, params.head_dim, centroid_codes.data(),
-                          centroid_scales.data());
-    float greatest = 0.0f;
-    for (int64_t c = 0; c < num_centroids - 3; ++c) greatest = std::max(greatest, offsets[c]);
-    params.codes = {codes.data(),
-                    code_scales.data(),
-                    centroid_codes.data(),
-                    centroid_scales.data(),
-                    std::sqrt(2.0f * greatest),
-                    *std::max_element(centroid_scales.begin(), centroid_scales.end())};
+    group_norms.resize(params.num_groups);
+    group_scales.resize(params.num_groups);
+    KMeansEncodeCentroids(centroids.data(), params.num_groups, params.head_dim,
+                          centroid_codes.data(), centroid_scales.data(), group_norms.data(),
+                          group_scales.data());
+    params.codes = {codes.data(),           code_scales.data(), centroid_codes.data(),
+                    centroid_scales.data(), group_norms.data(), group_scales.data()};
   }
 
   // In float64, of the centroid that a point was given.
@@ -144,7 +140,7 @@ struct Problem {
   KMeansAssignParams params;
   std::vector<float> tiles, norms, centroids, offsets;
   std::vector<int16_t> codes, centroid_codes;
-  std::vector<float> code_scales, centroid_scales;
+  std::vector<float> code_scales, centroid_scales, group_norms, group_scales;
 };
 
 TEST(KMeansAssignTest, EqualsTheReferenceOnEveryInstructionSet) {
@@ -205,8 +201,9 @@ TEST(KMeansAssignTest, ScoresOfCodesAreAsNearAsPromised) {
         centroid_codes(kGroupCentroids * 2 * pairs);
     std::vector<float> scales(kTilePoints), centroid_scales(kGroupCentroids);
     KMeansEncodeTile(tile.data(), norms.data(), head_dim, codes.data(), scales.data());
-    KMeansEncodeCentroids(centroids.data(), kGroupCentroids, head_dim, centroid_codes.data(),
-                          centroid_scales.data());
+    float group_norm, group_scale;
+    KMeansEncodeCentroids(centroids.data(), 1, head_dim, centroid_codes.data(),
+                          centroid_scales.data(), &group_norm, &group_scale);
     // One centroid at a time: the others are padding.
     for (int32_t c = 0; c < kGroupCentroids; ++c) {
       std::vector<float> offsets(kGroupCentroids, std::numeric_limits<float>::infinity());
@@ -224,7 +221,7 @@ TEST(KMeansAssignTest, ScoresOfCodesAreAsNearAsPromised) {
             (scales[lane] * std::sqrt(norms[c]) + centroid_scales[c] * std::sqrt(norms[lane]));
         ASSERT_NEAR(best.score[lane], exact, most) << head_dim << " " << c;
         ASSERT_EQ(best.label[lane], 100 + c);
-        ASSERT_EQ(best.second[lane], -std::numeric_limits<float>::infinity());
+        ASSERT_EQ(best.other[lane], -std::numeric_limits<float>::infinity());
       }
     }
   }
