@@ -206,10 +206,10 @@ void ScorePoint(const KMeansAssignParams& params, int64_t tile, int32_t lane,
 }
 
 // Does again in float32 what scores of codes leave in doubt: a few points one by one, more of them
-// with the tile, which costs as much as four to eight points.
+// with the tile, which costs about as much as eight points.
 void ResolveTies(const KMeansAssignParams& params, int64_t tile, const TestedGroups& tested,
                  float* row, KMeansBest* best) {
-  constexpr int kFewTies = 4;
+  constexpr int kFewTies = 8;
   int32_t ties[kTilePoints];
   int num_ties = 0;
   for (int32_t lane = 0; lane < kTilePoints; ++lane) {
