@@ -79,7 +79,8 @@ void Clear(KMeansBest* best) {
   }
 }
 
-// `best->other` is of use, and written, from codes alone.
+// Best of one group, for all points of a tile. `best->other` is of use, and written, from codes
+// alone.
 void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bool by_codes,
                 KMeansBest* best) {
   const int32_t first = group * kGroupCentroids;
