@@ -11,6 +11,7 @@ pytest.importorskip("vllm")
 
 @pytest.mark.parametrize("command, says", [
     ("hf_decode.py --context 600 --budget 256 --steps 2", "semkv / stock"),
+    ("hf_misses.py --kind facts4 --tokens 1000 --documents 1", "hybrid"),
     ("vllm_decode.py --contexts 4096", "4096"),
     ("vllm_prompt.py --context 3000 --chunk 1024", "first decode step"),
     ("vllm_overhead.py --context 2000 --steps 5", "1 row(s): per layer"),

@@ -79,27 +79,27 @@ void Clear(KMeansBest* best) {
   }
 }
 
-// Best of one group, for all points of a tile. `best->other` is of use, and written, from codes
-// alone.
-void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bool by_codes,
-                KMeansBest* best) {
-  const int32_t first = group * kGroupCentroids;
-  if (by_codes) {
-    const KMeansCodes& codes = params.codes;
-    const int64_t vector = 2 * KMeansCodePairs(params.head_dim);
-    ScoreGroupVnni(codes.points + tile * kTilePoints * vector,
-                   codes.point_scales + tile * kTilePoints, codes.centroids + first * vector,
-                   codes.centroid_scales + first, params.offsets + first, params.head_dim, first,
-                   best);
-    return;
-  }
+// Best of one group, for all points of a tile.
+void ScoreGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, KMeansBest* best) {
   const float* points = params.tiles + tile * params.head_dim * kTilePoints;
   Clear(best);
   for (int32_t lane = 0; lane < kTilePoints; lane += kStep) {
     for (int32_t c = 0; c < kGroupCentroids; c += kBlock) {
-      ScoreBlock(params, points + lane, first + c, best, lane);
+      ScoreBlock(params, points + lane, group * kGroupCentroids + c, best, lane);
     }
   }
+}
+
+// The same from codes, `best->other` too, of which float32 has no need.
+void ScoreGroupOfCodes(const KMeansAssignParams& params, int64_t tile, int32_t group,
+                       KMeansBest* best) {
+  const KMeansCodes& codes = params.codes;
+  const int64_t vector = 2 * KMeansCodePairs(params.head_dim);
+  const int32_t first = group * kGroupCentroids;
+  ScoreGroupVnni(codes.points + tile * kTilePoints * vector,
+                 codes.point_scales + tile * kTilePoints, codes.centroids + first * vector,
+                 codes.centroid_scales + first, params.offsets + first, params.head_dim, first,
+                 best);
 }
 
 // By how much scores of codes may be off, for the points from `lane` on and the centroids of a
@@ -131,7 +131,11 @@ void TestGroup(const KMeansAssignParams& params, int64_t tile, int32_t group, bo
   const I32 i;
   float* lower = params.lower + (tile * params.num_groups + group) * kTilePoints;
   KMeansBest own;
-  ScoreGroup(params, tile, group, by_codes, &own);
+  if (by_codes) {
+    ScoreGroupOfCodes(params, tile, group, &own);
+  } else {
+    ScoreGroup(params, tile, group, &own);
+  }
   for (int32_t lane = 0; lane < kTilePoints; lane += kLanes) {
     const auto error = by_codes ? CodeError(params, tile, lane, group) : hn::Zero(f);
     const auto score = hn::Load(f, own.score + lane);
