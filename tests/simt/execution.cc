@@ -105,6 +105,11 @@ LaunchReport Execution::Run() {
   }
   report_.traffic = memory_.TakeTraffic();
   report_.static_shared_bytes = memory_.static_shared_bytes();
+  const int64_t shared_bytes = report_.static_shared_bytes + shape_.dynamic_shared_bytes;
+  if (shared_bytes > kMaxSharedBytes) {
+    report_.errors.push_back(std::to_string(shared_bytes) + " bytes of shared memory, static and " +
+                             "dynamic, of " + std::to_string(kMaxSharedBytes));
+  }
   return std::move(report_);
 }
 

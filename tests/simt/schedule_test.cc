@@ -140,6 +140,15 @@ TEST(SimtTest, MoreThan48KiBOfStaticSharedMemoryIsAnError) {
   EXPECT_NE(report.Errors().find("48 KiB"), std::string::npos) << report.Errors();
 }
 
+TEST(SimtTest, StaticAndDynamicSharedMemoryTogetherMayBeTooMuch) {
+  LaunchShape shape = Ctas(1, 1);
+  shape.dynamic_shared_bytes = 227 * 1024 - sizeof(Values);
+  EXPECT_EQ(Launch(shape, {}, [] { SharedMemory<Values>(); }).Errors(), "");
+  ++shape.dynamic_shared_bytes;
+  const std::string errors = Launch(shape, {}, [] { SharedMemory<Values>(); }).Errors();
+  EXPECT_NE(errors.find("232449 bytes of shared memory"), std::string::npos) << errors;
+}
+
 __global__ void MissingParticipant() {
   if (threadIdx.x == 3) return;
   __syncthreads();
