@@ -1,7 +1,8 @@
-// Scoring and selecting the lists of one layer of Llama-3-8B (8 KV heads of 4 query heads, 128
-// channels, int8 centroids) for one row on one thread. Each call works on another layer, so that
-// centroids come from memory; between two calls the same number of bytes is read plainly from a
-// layer that neither used, which is what `read_us` and `reads` (time / read_us) compare with.
+// Scoring and selecting the lists, and estimating those that were not read, of one layer of
+// Llama-3-8B (8 KV heads of 4 query heads, 128 channels, int8 centroids) for one row on one thread.
+// Each call works on another layer, so that centroids come from memory; between two calls the same
+// number of bytes is read plainly from a layer that neither used, which is what `read_us` and
+// `reads` (time / read_us) compare with.
 
 #include <benchmark/benchmark.h>
 
@@ -9,10 +10,12 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <vector>
 
 #include "csrc/ops/parallel/thread_pool.h"
+#include "csrc/ops/retrieval/estimate_rest.h"
 #include "csrc/ops/retrieval/score_lists.h"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "tests/ops/retrieval/retrieval_cases.h"
@@ -23,7 +26,7 @@ namespace {
 using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalInput;
 
-enum Operation : int64_t { kScore = 0, kSelect = 1, kRetrieve = 2 };
+enum Operation : int64_t { kScore = 0, kSelect = 1, kRetrieve = 2, kEstimate = 3 };
 enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1 };
 
 constexpr int64_t kCacheBytes = 80 << 20;  // of centroids; twice what the L3 of a server holds
@@ -49,6 +52,35 @@ struct Layers {
       if (needed > workspace.size()) workspace.resize(needed);
       ScoreListsHost(layers.back()->Score(), workspace.data(), workspace.size(), pool);
     }
+    rest_out.resize(int64_t{c.num_heads} * c.head_dim);
+    rest_lse.resize(c.num_heads);
+  }
+
+  // Before kEstimate: selections, and mean values of the clusters.
+  void PrepareEstimate() {
+    for (const std::unique_ptr<RetrievalInput>& input : layers) {
+      const SelectListsParams select = input->Select();
+      SelectListsHost(select, workspace.data(), workspace.size(), pool);
+      for (ListsView& view : input->views()) {
+        if (view.partition != 1) continue;
+        value_means.emplace_back(int64_t{view.nlist} * 128, BFloat16FromFloat(0.5f));
+        view.value_means = value_means.back().data();
+      }
+      const size_t needed =
+          EstimateRestWorkspaceBytes(32, 8, 128, select.rows[0].num_tokens, input->max_lists(), 1);
+      if (needed > workspace.size()) workspace.resize(needed);
+    }
+  }
+
+  EstimateRestParams Estimate(int64_t i) {
+    EstimateRestParams p;
+    p.score = layer(i).Score();
+    p.positions = layer(i).positions.data();
+    p.counts = layer(i).counts.data();
+    p.positions_stride = layer(i).slots_stride();
+    p.rest_out = rest_out.data();
+    p.rest_lse = rest_lse.data();
+    return p;
   }
 
   RetrievalInput& layer(int64_t i) { return *layers[i % layers.size()]; }
@@ -65,6 +97,9 @@ struct Layers {
       case kRetrieve:
         score.keys = nullptr;
         RetrieveHost(score, layer(i).Select(), workspace.data(), workspace.size(), pool);
+        return;
+      case kEstimate:
+        EstimateRestHost(Estimate(i), workspace.data(), workspace.size(), pool);
         return;
     }
   }
@@ -86,6 +121,8 @@ struct Layers {
   }
 
   std::vector<std::unique_ptr<RetrievalInput>> layers;
+  std::deque<std::vector<uint16_t>> value_means;
+  std::vector<float> rest_out, rest_lse;
   std::vector<uint8_t> workspace;
   ThreadPool pool{1};
 };
@@ -107,6 +144,7 @@ void BM_Retrieval(benchmark::State& state) {
     made_for[0] = state.range(1);
     made_for[1] = state.range(2);
   }
+  if (state.range(0) == kEstimate && layers->value_means.empty()) layers->PrepareEstimate();
   std::vector<double> run, read;
   int64_t i = 0;
   for (auto _ : state) {
@@ -129,9 +167,9 @@ void BM_Retrieval(benchmark::State& state) {
 }
 BENCHMARK(BM_Retrieval)
     ->ArgNames({"op", "context", "hybrid"})
-    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {8192}, {kClustersOf64, kHybrid}})
-    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {32768}, {kClustersOf64, kHybrid}})
-    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {131072}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {8192}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {32768}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {131072}, {kClustersOf64, kHybrid}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

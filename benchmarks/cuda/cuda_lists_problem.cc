@@ -56,6 +56,9 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
   all.center = arena.Copy(std::vector<float>(num_views * kHeadDim, 0.1f));
   all.variances = arena.Copy(std::vector<float>(num_lists, 0.2f));
   all.offsets = arena.Copy(offsets);
+  if (shape.estimates && partition.number == 0) {
+    all.value_means = static_cast<uint16_t*>(arena.Normal(num_lists * kHeadDim * kElementBytes));
+  }
   if (!partition.is_range) all.members = arena.Copy(members);
   if (shape.has_pages) {
     std::vector<int32_t> first_page(num_lists);
@@ -73,6 +76,7 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
     view.center += i * kHeadDim;
     view.variances += i * nlist;
     view.offsets += i * lists.offsets.size();
+    if (view.value_means != nullptr) view.value_means += i * nlist * kHeadDim;
     if (view.first_page != nullptr) view.first_page += i * nlist;
     if (view.members != nullptr) view.members += i * lists.members.size();
     views_of_cell[i / num_segments].push_back(view);
@@ -128,6 +132,18 @@ void MakeSelect(CudaArena& arena, const ListsShape& shape, const ScoreListsParam
   select.list_page_tokens = kListPageTokens;
 }
 
+void MakeEstimate(CudaArena& arena, const ListsShape& shape, RetrieveProblem* problem) {
+  const size_t selections = static_cast<size_t>(shape.num_rows) * kKvHeads;
+  problem->select.positions = arena.Array<int32_t>(selections * shape.budget);
+  EstimateRestParams& estimate = problem->estimate;
+  estimate.score = problem->score;
+  estimate.positions = problem->select.positions;
+  estimate.counts = problem->select.counts;
+  estimate.positions_stride = shape.budget;
+  estimate.rest_out = arena.Array<float>(static_cast<size_t>(shape.num_rows) * kHeads * kHeadDim);
+  estimate.rest_lse = arena.Array<float>(static_cast<size_t>(shape.num_rows) * kHeads);
+}
+
 }  // namespace
 
 std::vector<Partition> Clusters64() { return {{1, 64, false}}; }
@@ -143,9 +159,15 @@ int64_t ListsShape::list_bytes() const {
   return int64_t{num_rows} * kKvHeads * num_lists() * (kHeadDim + 2 * 4 + 2);
 }
 
+int64_t ListsShape::estimate_bytes() const {
+  int64_t n = 0;
+  for (const Partition& p : partitions) n += p.number == 0 ? num_segment_lists(p) : 0;
+  return num_rows * kKvHeads * n * num_segments() * (kHeadDim + 4 + 2 + kHeadDim * kElementBytes);
+}
+
 ListsShape MakeListsShape(int32_t num_rows, int32_t tokens, int32_t budget, int32_t shrink,
                           const std::vector<Partition>& partitions) {
-  return {num_rows, tokens / shrink, budget / shrink, kSegmentTokens / shrink, partitions, false};
+  return {num_rows, tokens / shrink, budget / shrink, kSegmentTokens / shrink, partitions};
 }
 
 cudaError_t RetrieveProblem::EnqueueScore(int32_t layer, cudaStream_t stream) const {
@@ -160,6 +182,12 @@ cudaError_t RetrieveProblem::EnqueueRetrieve(int32_t layer, cudaStream_t stream)
   SelectListsParams t = select;
   s.views = t.views = layers[layer].views;
   return RetrieveCuda(s, t, plan, workspace, workspace_bytes, stream);
+}
+
+cudaError_t RetrieveProblem::EnqueueEstimate(int32_t layer, cudaStream_t stream) const {
+  EstimateRestParams e = estimate;
+  e.score.views = layers[layer].views;
+  return EstimateRestCuda(e, plan.score, workspace, workspace_bytes, stream);
 }
 
 RetrieveProblem MakeRetrieve(CudaArena& arena, int32_t num_layers, const ListsShape& shape) {
@@ -185,6 +213,11 @@ RetrieveProblem MakeRetrieve(CudaArena& arena, int32_t num_layers, const ListsSh
       PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8, shape.tokens,
                    shape.num_lists(), shape.num_views(), {shape.has_pages});
   problem.workspace_bytes = RetrieveCudaWorkspaceBytes(problem.plan);
+  if (shape.estimates) {
+    problem.workspace_bytes =
+        std::max(problem.workspace_bytes, EstimateRestCudaWorkspaceBytes(problem.plan.score));
+    MakeEstimate(arena, shape, &problem);
+  }
   problem.workspace = arena.Bytes(problem.workspace_bytes);
   for (int32_t i = 0; i < num_layers; ++i) {
     problem.layers.push_back(

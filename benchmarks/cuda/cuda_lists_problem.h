@@ -10,6 +10,7 @@
 
 #include "benchmarks/cuda/cuda_attention_problem.h"
 #include "benchmarks/cuda/cuda_case.h"
+#include "csrc/ops/retrieval/estimate_rest_cuda.h"
 #include "csrc/ops/retrieval/score_lists_cuda.h"
 #include "csrc/ops/retrieval/select_lists_cuda.h"
 
@@ -35,6 +36,8 @@ struct ListsShape {
   int32_t num_lists() const;
   // Of every list the centroid, scale, variance and offset.
   int64_t list_bytes() const;
+  // Of every list of partition 0 the centroid, scale, offset and mean value.
+  int64_t estimate_bytes() const;
   // Members read, slots written.
   int64_t taken_bytes() const { return int64_t{6} * num_rows * kKvHeads * budget; }
 
@@ -42,6 +45,7 @@ struct ListsShape {
   int32_t tokens = 0, budget = 0, segment_tokens = 0;  // of a row
   std::vector<Partition> partitions;
   bool has_pages = false;  // lists lie in list pages, which are wanted
+  bool estimates = false;  // lists have mean values
 };
 
 // Sizes of a context divided by `shrink`.
@@ -57,9 +61,12 @@ struct ListsLayer {
 struct RetrieveProblem {
   cudaError_t EnqueueScore(int32_t layer, cudaStream_t stream) const;
   cudaError_t EnqueueRetrieve(int32_t layer, cudaStream_t stream) const;
+  // Of the last selection, whatever its layer.
+  cudaError_t EnqueueEstimate(int32_t layer, cudaStream_t stream) const;
 
   ScoreListsParams score;
   SelectListsParams select;
+  EstimateRestParams estimate;
   RetrievePlan plan;
   void* workspace = nullptr;
   size_t workspace_bytes = 0;

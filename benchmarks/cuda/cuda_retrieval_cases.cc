@@ -23,6 +23,17 @@ CudaLaunch PrepareRetrieve(CudaArena& arena, int32_t num_layers, const ListsShap
   };
 }
 
+CudaLaunch PrepareEstimate(CudaArena& arena, int32_t num_layers, const ListsShape& shape) {
+  const RetrieveProblem problem = MakeRetrieve(arena, num_layers, shape);
+  CudaLaunch launch = [problem](int32_t layer, cudaStream_t stream) {
+    return problem.EnqueueEstimate(layer, stream);
+  };
+  launch.before_replay = [problem](cudaStream_t stream) {
+    return problem.EnqueueRetrieve(0, stream);
+  };
+  return launch;
+}
+
 }  // namespace
 
 void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases) {
@@ -41,6 +52,9 @@ void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases) {
     add("retrieve/clusters64", clusters64, clusters64.list_bytes() + clusters64.taken_bytes(),
         PrepareRetrieve);
     add("retrieve/hybrid", hybrid, hybrid.list_bytes() + hybrid.taken_bytes(), PrepareRetrieve);
+    ListsShape estimated = hybrid;
+    estimated.estimates = true;
+    add("estimate_rest/hybrid", estimated, estimated.estimate_bytes(), PrepareEstimate);
     if (full > 131072) continue;  // two bitmaps of a row do not fit
     ListsShape pages = hybrid;
     pages.has_pages = true;

@@ -83,7 +83,6 @@ absl::Status ValidateOptions(const semkv_options& o, bool is_device) {
 
 absl::Status CheckDevicePolicy(const semkv_policy& policy) {
   const std::pair<const char*, bool> fields[] = {{"mean_query", policy.mean_query != 0},
-                                                 {"estimate_rest", policy.estimate_rest != 0},
                                                  {"keep_factor", policy.keep_factor != 0.0f}};
   for (const auto& [field, is_set] : fields) {
     if (!is_set) continue;

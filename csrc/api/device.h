@@ -25,7 +25,9 @@
 #include "csrc/ops/cache/write_kv.h"
 #include "csrc/ops/clustering/kmeans.h"
 #include "csrc/ops/clustering/kmeans_plan.h"
+#include "csrc/ops/retrieval/estimate_rest.h"
 #include "csrc/ops/retrieval/score_lists.h"
+#include "csrc/ops/retrieval/score_lists_plan.h"
 #include "csrc/ops/retrieval/select_lists.h"
 #include "csrc/ops/retrieval/select_lists_plan.h"
 
@@ -76,6 +78,8 @@ class Device {
   virtual absl::Status Retrieve(const ScoreListsParams& score, const SelectListsParams& select,
                                 const RetrievePlan& plan, void* workspace, size_t workspace_bytes,
                                 void* stream) = 0;
+  virtual absl::Status EstimateRest(const EstimateRestParams& params, const ScoreListsPlan& plan,
+                                    void* workspace, size_t workspace_bytes, void* stream) = 0;
   virtual absl::Status DecodeAttention(const DecodeAttentionParams& params,
                                        const DecodeAttentionPlan& plan, void* workspace,
                                        size_t workspace_bytes, void* stream) = 0;

@@ -18,6 +18,7 @@
 #include "csrc/ops/cache/stage_keys_cuda.h"
 #include "csrc/ops/cache/write_kv_cuda.h"
 #include "csrc/ops/clustering/kmeans_cuda.h"
+#include "csrc/ops/retrieval/estimate_rest_cuda.h"
 #include "csrc/ops/retrieval/select_lists_cuda.h"
 #include "csrc/status_macros.h"
 
@@ -90,6 +91,8 @@ class CudaDevice final : public Device {
   absl::Status Retrieve(const ScoreListsParams& score, const SelectListsParams& select,
                         const RetrievePlan& plan, void* workspace, size_t workspace_bytes,
                         void* stream) override;
+  absl::Status EstimateRest(const EstimateRestParams& params, const ScoreListsPlan& plan,
+                            void* workspace, size_t workspace_bytes, void* stream) override;
   absl::Status DecodeAttention(const DecodeAttentionParams& params, const DecodeAttentionPlan& plan,
                                void* workspace, size_t workspace_bytes, void* stream) override;
 
@@ -250,6 +253,14 @@ absl::Status CudaDevice::Retrieve(const ScoreListsParams& score, const SelectLis
   return ToStatus(RetrieveCuda(score, select, plan, workspace, workspace_bytes,
                                static_cast<cudaStream_t>(stream)),
                   "retrieve");
+}
+
+absl::Status CudaDevice::EstimateRest(const EstimateRestParams& params, const ScoreListsPlan& plan,
+                                      void* workspace, size_t workspace_bytes, void* stream) {
+  const ScopedDevice scope(ordinal_);
+  return ToStatus(
+      EstimateRestCuda(params, plan, workspace, workspace_bytes, static_cast<cudaStream_t>(stream)),
+      "estimate_rest");
 }
 
 absl::Status CudaDevice::DecodeAttention(const DecodeAttentionParams& params,

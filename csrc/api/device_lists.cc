@@ -21,9 +21,17 @@ constexpr int32_t kMaxCells = 65535;
 // Of keys as they are staged and lists are built of them.
 DType StagedDType(DType pool) { return pool == DType::kFloat8E4M3 ? DType::kBFloat16 : pool; }
 
-int32_t LayersAtOnce(const KeySource& source, int32_t num_tokens) {
+bool NeedsValues(const DeviceLists& lists) {
+  const ListStore* const clusters = lists.clusters.store;
+  return (clusters != nullptr && clusters->has_value_means()) ||
+         std::any_of(lists.ranges.begin(), lists.ranges.end(),
+                     [](const auto& ranges) { return ranges.store->has_value_means(); });
+}
+
+int32_t LayersAtOnce(const KeySource& source, int32_t num_tokens, bool needs_values) {
   const int64_t layer_bytes = int64_t{num_tokens} * source.num_kv_heads * source.head_dim *
-                              DTypeBytes(StagedDType(source.layers[0].dtype));
+                              DTypeBytes(StagedDType(source.layers[0].dtype)) *
+                              (needs_values ? 2 : 1);
   const int64_t most = std::min<int64_t>(source.layers.size(), kMaxCells / source.num_kv_heads);
   return static_cast<int32_t>(std::clamp<int64_t>(kStagedBytes / layer_bytes, 1, most));
 }
@@ -36,6 +44,8 @@ class DeviceListBuilder {
  private:
   struct Arrays {
     KvView* layers;
+    KvView* value_layers;  // whose k are values; null: not needed, as are
+    uint16_t* values;      // as `keys`
     int32_t* pages;
     uint16_t* whole;                 // one range of all tokens
     std::vector<uint16_t*> offsets;  // of each of lists_.ranges
@@ -57,11 +67,15 @@ class DeviceListBuilder {
   absl::Status UploadProblems();
   // The steps for the layers [first, first + num_layers).
   absl::Status Stage(int32_t first, int32_t num_layers);
+  StageKeysParams DescribeStage(int32_t num_layers) const;
   absl::Status SetCenters(int32_t first, int32_t num_layers);
   absl::Status AppendRanges(int32_t first, int32_t num_layers);
   absl::Status AppendWindow(int32_t first, int32_t num_layers, int32_t window);
   KMeansParams DescribeKMeans(int32_t num_cells, int32_t window) const;
   AppendListsParams DescribeAppend(int32_t num_cells) const;
+  // Appends lists of rows from `first_row` on, `lists` and `members` after what the store has.
+  absl::Status Append(const ListStore& store, int32_t first_cell, int32_t first_row, int32_t lists,
+                      int32_t members, AppendListsParams params);
   absl::Status ReadExcluded();
 
   template <typename T>
@@ -74,6 +88,7 @@ class DeviceListBuilder {
   const DeviceLists& lists_;
   Device* const device_;
   const DType dtype_;  // of staged keys
+  const bool needs_values_;
   const int32_t num_tokens_, first_page_, num_pages_;
   const int32_t layers_at_once_, cells_at_once_;
   int32_t num_lists_ = 0, num_lone_ = 0;  // clusters of a window
@@ -87,10 +102,11 @@ DeviceListBuilder::DeviceListBuilder(const KeySource& source, const DeviceLists&
       lists_(lists),
       device_(source.device),
       dtype_(StagedDType(source.layers[0].dtype)),
+      needs_values_(NeedsValues(lists)),
       num_tokens_(lists.end - lists.first),
       first_page_(lists.first / source.layers[0].page_tokens),
       num_pages_(CeilDiv(lists.end, source.layers[0].page_tokens) - first_page_),
-      layers_at_once_(LayersAtOnce(source, num_tokens_)),
+      layers_at_once_(LayersAtOnce(source, num_tokens_, needs_values_)),
       cells_at_once_(layers_at_once_ * source.num_kv_heads) {}
 
 absl::Status DeviceListBuilder::CountClusters() {
@@ -120,6 +136,10 @@ DeviceListBuilder::Arrays DeviceListBuilder::LayOut(Workspace* memory) const {
     a.offsets.push_back(memory->Take<uint16_t>(static_cast<int64_t>(ranges.offsets.size())));
   }
   a.keys = memory->Take<uint16_t>(cells * num_tokens_ * d);
+  if (needs_values_) {
+    a.value_layers = memory->Take<KvView>(static_cast<int64_t>(source_.layers.size()));
+    a.values = memory->Take<uint16_t>(cells * num_tokens_ * d);
+  }
   if (lists_.excluded != nullptr) {
     a.num_nonfinite = memory->Take<int32_t>(source_.num_cells());
     a.nonfinite = memory->Take<uint16_t>(int64_t{source_.num_cells()} * num_tokens_);
@@ -144,6 +164,18 @@ DeviceListBuilder::Arrays DeviceListBuilder::LayOut(Workspace* memory) const {
 absl::Status DeviceListBuilder::UploadInputs() {
   SEMKV_RETURN_IF_ERROR(
       Upload(arrays_.layers, source_.layers.data(), static_cast<int64_t>(source_.layers.size())));
+  if (needs_values_) {
+    std::vector<KvView> values(source_.layers.begin(), source_.layers.end());
+    for (KvView& layer : values) {
+      layer.k = layer.v;
+      layer.k_page = layer.v_page;
+      layer.k_head = layer.v_head;
+      layer.k_token = layer.v_token;
+      layer.k_scale = layer.v_scale;
+    }
+    SEMKV_RETURN_IF_ERROR(
+        Upload(arrays_.value_layers, values.data(), static_cast<int64_t>(values.size())));
+  }
   SEMKV_RETURN_IF_ERROR(Upload(arrays_.pages, source_.pages + first_page_, num_pages_));
   const uint16_t whole[] = {0, static_cast<uint16_t>(num_tokens_)};
   SEMKV_RETURN_IF_ERROR(Upload(arrays_.whole, whole, 2));
@@ -185,10 +217,8 @@ absl::Status DeviceListBuilder::UploadProblems() {
   return Upload(arrays_.draws, draws.data(), num_lists_);
 }
 
-absl::Status DeviceListBuilder::Stage(int32_t first, int32_t num_layers) {
-  const int64_t first_cell = int64_t{first} * source_.num_kv_heads;
+StageKeysParams DeviceListBuilder::DescribeStage(int32_t num_layers) const {
   StageKeysParams params;
-  params.layers = arrays_.layers + first;
   params.num_layers = num_layers;
   params.num_kv_heads = source_.num_kv_heads;
   params.head_dim = source_.head_dim;
@@ -198,6 +228,18 @@ absl::Status DeviceListBuilder::Stage(int32_t first, int32_t num_layers) {
   params.pages = arrays_.pages;
   params.first = lists_.first - first_page_ * params.page_tokens;
   params.num_tokens = num_tokens_;
+  return params;
+}
+
+absl::Status DeviceListBuilder::Stage(int32_t first, int32_t num_layers) {
+  const int64_t first_cell = int64_t{first} * source_.num_kv_heads;
+  StageKeysParams params = DescribeStage(num_layers);
+  if (needs_values_) {
+    params.layers = arrays_.value_layers + first;
+    params.keys = arrays_.values;
+    SEMKV_RETURN_IF_ERROR(device_->StageKeys(params));
+  }
+  params.layers = arrays_.layers + first;
   params.keys = arrays_.keys;
   if (arrays_.num_nonfinite != nullptr) {
     params.num_nonfinite = arrays_.num_nonfinite + first_cell;
@@ -235,13 +277,28 @@ absl::Status DeviceListBuilder::SetCenters(int32_t first, int32_t num_layers) {
   return absl::OkStatus();
 }
 
+absl::Status DeviceListBuilder::Append(const ListStore& store, int32_t first_cell,
+                                       int32_t first_row, int32_t lists, int32_t members,
+                                       AppendListsParams params) {
+  const int64_t at = int64_t{first_row} * source_.head_dim;
+  store.Describe(first_cell, &params);
+  params.keys = arrays_.keys + at;
+  params.first_list += lists;
+  params.first_member += members;
+  SEMKV_RETURN_IF_ERROR(device_->AppendLists(params));
+  if (!store.has_value_means()) return absl::OkStatus();
+  store.DescribeValueMeans(first_cell, &params);
+  params.keys = arrays_.values + at;
+  return device_->AppendLists(params);
+}
+
 absl::Status DeviceListBuilder::AppendRanges(int32_t first, int32_t num_layers) {
   for (size_t i = 0; i < lists_.ranges.size(); ++i) {
     AppendListsParams params = DescribeAppend(num_layers * source_.num_kv_heads);
-    lists_.ranges[i].store->Describe(first * source_.num_kv_heads, &params);
     params.nlist = static_cast<int32_t>(lists_.ranges[i].offsets.size()) - 1;
     params.offsets = arrays_.offsets[i];
-    SEMKV_RETURN_IF_ERROR(device_->AppendLists(params));
+    SEMKV_RETURN_IF_ERROR(
+        Append(*lists_.ranges[i].store, first * source_.num_kv_heads, 0, 0, 0, params));
   }
   return absl::OkStatus();
 }
@@ -278,17 +335,14 @@ absl::Status DeviceListBuilder::AppendWindow(int32_t first, int32_t num_layers, 
                                         KMeansCudaWorkspaceBytes(plan)));
   const int32_t row = c.first_row + window * c.num_tokens;
   AppendListsParams params = DescribeAppend(num_cells);
-  c.store->Describe(first * source_.num_kv_heads, &params);
-  params.keys = arrays_.keys + int64_t{row} * source_.head_dim;
   params.nlist = num_lists_ + num_lone_ + 2;
   params.offsets = arrays_.cluster_offsets;
   params.offsets_cell = params.nlist + 1;
   params.members = arrays_.members;
   params.members_cell = c.num_tokens;
-  params.first_list += window * params.nlist;
-  params.first_member += window * c.num_tokens;
   params.member_shift = c.shift + row;
-  return device_->AppendLists(params);
+  return Append(*c.store, first * source_.num_kv_heads, row, window * params.nlist,
+                window * c.num_tokens, params);
 }
 
 absl::Status DeviceListBuilder::ReadExcluded() {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "csrc/api/attend_args.h"
 #include "csrc/api/policy.h"
+#include "csrc/ops/retrieval/estimate_rest_plan.h"
 #include "csrc/status_macros.h"
 
 namespace semkv {
@@ -26,7 +27,7 @@ absl::StatusOr<std::unique_ptr<DeviceStep>> DeviceStep::Create(Context* context,
   const int32_t segments = CeilDiv(o.max_sequence_tokens, kDefaultSegmentTokens) + 1;
   constexpr int32_t kLeastLists = 1024;
   SEMKV_RETURN_IF_ERROR(
-      step->Allocate({o.num_kv_heads, kLeastLists, 2 * segments + 4, CentroidForm::kInt8}));
+      step->Allocate({o.num_kv_heads, kLeastLists, 2 * segments + 4, CentroidForm::kInt8, false}));
   return step;
 }
 
@@ -66,7 +67,11 @@ DeviceStep::Arrays DeviceStep::LayOut(Workspace* memory) const {
     a.attention_bytes =
         std::max(a.attention_bytes, DecodeAttentionCudaWorkspaceBytes(PlanAttention(n)));
   }
-  a.retrieval_bytes = RetrieveCudaWorkspaceBytes(PlanRetrieval(max_rows_));
+  const RetrievePlan retrieve = PlanRetrieval(max_rows_);
+  a.retrieval_bytes = RetrieveCudaWorkspaceBytes(retrieve);
+  if (bounds_.estimates) {
+    a.retrieval_bytes = std::max(a.retrieval_bytes, EstimateRestCudaWorkspaceBytes(retrieve.score));
+  }
   // Adjacent, for one copy.
   a.rows = memory->Take<RetrievalRow>(rows);
   a.row_tokens = memory->Take<int32_t>((o.num_layers + 1) * rows);
@@ -76,6 +81,10 @@ DeviceStep::Arrays DeviceStep::LayOut(Workspace* memory) const {
   a.slots = memory->Take<int32_t>(selections * max_budget_);
   a.positions = memory->Take<int32_t>(selections * max_budget_);
   a.counts = memory->Take<int32_t>(selections);
+  if (bounds_.estimates) {
+    a.rest_out = memory->Take<float>(rows * o.num_heads * o.head_dim);
+    a.rest_lse = memory->Take<float>(rows * o.num_heads);
+  }
   a.attention = memory->Take<uint8_t>(static_cast<int64_t>(a.attention_bytes));
   a.retrieval = memory->Take<uint8_t>(static_cast<int64_t>(a.retrieval_bytes));
   return a;
@@ -125,6 +134,7 @@ absl::StatusOr<DeviceStep::Bounds> DeviceStep::BoundsOf(absl::Span<const Row> ro
     }
     other = &row;
     bounds.num_selections = row.num_selections;
+    bounds.estimates |= row.state->policy.estimate_rest != 0;
     const SequenceIndex& index = row.state->index;
     const CentroidForm form = index.recipe().form;
     if (CentroidRowBytes(form, head_dim) > CentroidRowBytes(bounds.form, head_dim)) {
@@ -202,11 +212,7 @@ absl::Status DeviceStep::UploadRows(absl::Span<const Row> rows) {
 absl::Status DeviceStep::Begin(absl::Span<const Row> rows) {
   SEMKV_ASSIGN_OR_RETURN(const Bounds bounds, BoundsOf(rows));
   // Nothing is known of memory that could not be filled.
-  if (known_.empty() || bounds.num_selections != bounds_.num_selections ||
-      bounds.max_lists != bounds_.max_lists || bounds.max_views != bounds_.max_views ||
-      bounds.form != bounds_.form) {
-    SEMKV_RETURN_IF_ERROR(Allocate(bounds));
-  }
+  if (known_.empty() || bounds != bounds_) SEMKV_RETURN_IF_ERROR(Allocate(bounds));
   const int32_t num_rows = static_cast<int32_t>(rows.size());
   if (num_rows != num_rows_) {
     num_rows_ = 0;
@@ -254,8 +260,18 @@ absl::Status DeviceStep::Select(int32_t layer, const semkv_attend_args& args) {
   select.positions = arrays_.positions;
   select.counts = arrays_.counts;
   select.slots_stride = max_budget_;
-  return device_->Retrieve(score, select, retrieve_plan_, arrays_.retrieval,
-                           arrays_.retrieval_bytes, args.stream);
+  SEMKV_RETURN_IF_ERROR(device_->Retrieve(score, select, retrieve_plan_, arrays_.retrieval,
+                                          arrays_.retrieval_bytes, args.stream));
+  if (!bounds_.estimates) return absl::OkStatus();
+  EstimateRestParams estimate;
+  estimate.score = score;
+  estimate.positions = arrays_.positions;
+  estimate.counts = arrays_.counts;
+  estimate.positions_stride = max_budget_;
+  estimate.rest_out = arrays_.rest_out;
+  estimate.rest_lse = arrays_.rest_lse;
+  return device_->EstimateRest(estimate, retrieve_plan_.score, arrays_.retrieval,
+                               arrays_.retrieval_bytes, args.stream);
 }
 
 DecodeAttentionParams DeviceStep::AttentionParams(int32_t layer,
@@ -283,6 +299,8 @@ DecodeAttentionParams DeviceStep::AttentionParams(int32_t layer,
   params.position_slots.counts = arrays_.counts;
   params.position_slots.row_stride = int64_t{bounds_.num_selections} * max_budget_;
   params.position_slots.selection_stride = max_budget_;
+  params.rest_out = arrays_.rest_out;
+  params.rest_lse = arrays_.rest_lse;
   return params;
 }
 

@@ -68,6 +68,9 @@ class DeviceStep {
     int32_t num_selections = 0;
     int32_t max_lists = 0, max_views = 0;
     CentroidForm form = CentroidForm::kInt8;
+    bool estimates = false;  // estimate_rest of any row
+
+    bool operator==(const Bounds&) const = default;
   };
   // Where things are in memory_.
   struct Arrays {
@@ -80,8 +83,10 @@ class DeviceStep {
     int32_t* slots = nullptr;         // [max_rows, num_selections, max_budget]
     int32_t* positions = nullptr;     // likewise
     int32_t* counts = nullptr;        // [max_rows, num_selections]
+    float* rest_out = nullptr;        // [max_rows, num_heads, head_dim]; null: no estimates, as is
+    float* rest_lse = nullptr;        // [max_rows, num_heads]
     void* attention = nullptr;        // workspaces
-    void* retrieval = nullptr;
+    void* retrieval = nullptr;        // of Retrieve and then of EstimateRest
     size_t attention_bytes = 0, retrieval_bytes = 0;
   };
   // What the device has of a row.

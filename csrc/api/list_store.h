@@ -49,7 +49,7 @@ struct NewLists {
 class ListStore {
  public:
   ListStore() = default;
-  // device null: the host's. Value means are kept there alone.
+  // device null: the host's.
   explicit ListStore(const ListStoreShape& shape, Device* device = nullptr);
 
   // Makes room for `max_lists` lists and `max_members` members per cell. Keeps what is there.
@@ -74,6 +74,9 @@ class ListStore {
   // Of a device: where the next lists of the cells from `first_cell` on are written, which are in
   // the store once Appended is told of them, with as many lists and members in every cell.
   void Describe(int32_t first_cell, AppendListsParams* params) const;
+  // After Describe, of a store that keeps them: the same lists' mean values instead, of which
+  // params' keys are then the values.
+  void DescribeValueMeans(int32_t first_cell, AppendListsParams* params) const;
   void Appended(int32_t nlist, int32_t num_members);
   // Of a device: [num_cells, head_dim].
   float* device_centers() const { return arrays_.centers; }
@@ -83,6 +86,7 @@ class ListStore {
                  int32_t first_list = 0) const;
 
   bool empty() const { return shape_.num_cells == 0; }
+  bool has_value_means() const { return shape_.value_means; }
   int32_t nlist(int32_t cell) const { return nlist_[cell]; }
   int32_t max_lists() const { return max_lists_; }
   // The place of range list i, relative to the first token: [offset, offset of the next).

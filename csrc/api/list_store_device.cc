@@ -19,6 +19,7 @@ ListStore::Arrays ListStore::LayOut(Workspace* memory, int32_t max_lists,
   if (shape_.form == CentroidForm::kInt8) a.scales = memory->Take<float>(lists);
   if (shape_.form != CentroidForm::kBounds) a.variances = memory->Take<float>(lists);
   a.centers = memory->Take<float>(cells * shape_.head_dim);
+  if (shape_.value_means) a.value_means = memory->Take<uint16_t>(lists * shape_.head_dim);
   return a;
 }
 
@@ -45,6 +46,7 @@ absl::Status ListStore::Relocate(int32_t max_lists, int32_t max_members) {
   absl::Status status = copy_lists(to.centroids, from.centroids, centroid_bytes());
   status.Update(copy_lists(to.scales, from.scales, sizeof(float)));
   status.Update(copy_lists(to.variances, from.variances, sizeof(float)));
+  status.Update(copy_lists(to.value_means, from.value_means, d * int64_t{sizeof(uint16_t)}));
   status.Update(CopyColumns(to.offsets, from.offsets, shape_.ranges ? 1 : cells,
                             lists > 0 ? lists + 1 : 0, max_lists + 1, max_lists_ + 1,
                             sizeof(uint16_t)));
@@ -81,6 +83,17 @@ void ListStore::Describe(int32_t first_cell, AppendListsParams* params) const {
   params->list_members = arrays_.members + int64_t{first_cell} * max_members_;
   params->max_members = max_members_;
   params->first_member = num_members_;
+}
+
+void ListStore::DescribeValueMeans(int32_t first_cell, AppendListsParams* params) const {
+  const int64_t lists = int64_t{first_cell} * max_lists_;
+  params->form = CentroidForm::kBFloat16;
+  params->centers = nullptr;
+  params->centroids = arrays_.value_means + lists * shape_.head_dim;
+  params->scales = nullptr;
+  params->variances = nullptr;
+  params->list_offsets = nullptr;
+  params->list_members = nullptr;
 }
 
 void ListStore::Appended(int32_t nlist, int32_t num_members) {

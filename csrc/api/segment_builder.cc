@@ -92,7 +92,7 @@ void AppendLists(const KeySource& source, const IndexRecipe& recipe, int32_t cel
   } else {
     ListMeansHost(params);
   }
-  if (recipe.value_means) {
+  if (store->has_value_means()) {
     GrowTo(&thread.value_means, lists.nlist * d);
     MeanValues(source, cell, lists, thread);
     added.value_means = thread.value_means.data();

@@ -21,7 +21,7 @@ ListStoreShape StoreShape(const KeySource& source, const IndexRecipe& recipe, bo
   shape.head_dim = source.head_dim;
   shape.form = recipe.form;
   shape.ranges = ranges;
-  shape.value_means = recipe.value_means;
+  shape.value_means = recipe.value_means && (ranges || recipe.clusters);
   return shape;
 }
 
@@ -433,14 +433,16 @@ int32_t SequenceIndex::Views(int32_t cell, ListsView* views) const {
   const auto add = [&](const ListStore& store, int32_t first_position, int32_t partition,
                        int32_t first_list) {
     if (store.empty()) return;
-    const ListsView view = store.View(cell, first_position, partition, first_list);
+    ListsView view = store.View(cell, first_position, partition, first_list);
+    if (partition != recipe_.estimated_partition()) view.value_means = nullptr;
     if (view.nlist > 0) views[n++] = view;
   };
   for (const std::shared_ptr<const Segment>& segment : segments_) {
     const int32_t before = n;
     add(segment->ranges, segment->first, 0, 0);
     add(segment->clusters, segment->first, 1, 0);
-    if (n > before) SetExcluded(*segment, cell, &views[before]);
+    // One view tells, the one whose lists are estimated.
+    if (n > before) SetExcluded(*segment, cell, &views[n - 1]);
   }
   // What a partition of the tail has not reached yet stands in provisional lists, in each
   // partition.

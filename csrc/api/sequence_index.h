@@ -52,6 +52,8 @@ struct IndexRecipe {
   bool pages = false;       // every kProvisionalTokens tokens a list, in segments too
   bool provisional = true;  // provisional lists in the tail; else its end is always attended
   bool value_means = false;
+  // Of two partitions the clusters have mean values: they are fewer, and estimate better.
+  int32_t estimated_partition() const { return clusters ? 1 : 0; }
   // The prompt's lists are a KeptPrompt's (kept_prompt.h): Index seals nothing and begins the tail.
   bool keeps_tokens = false;
   int32_t num_sinks = 0;

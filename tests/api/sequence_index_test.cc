@@ -154,6 +154,43 @@ TEST_F(SequenceIndexTest, ASegmentHoldsEveryTokenOnceInEachPartition) {
   }
 }
 
+// Of one partition, whichever the policy has: what estimate_rest adds up.
+TEST_F(SequenceIndexTest, MeanValuesAreOfEveryTokenOnce) {
+  constexpr int32_t kLength = 9000, kSinks = 16;
+  Fill(kLength + 400, 10);
+  for (int32_t kind :
+       {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER, SEMKV_POLICY_PAGES}) {
+    SCOPED_TRACE(PolicyName(kind));
+    semkv_policy policy = SmallPolicy(kind);
+    policy.estimate_rest = 1;
+    IndexFixture fixture(kHeads, kDim, keys_, values_, policy);
+    fixture.Index(kLength, closes_.data());
+    fixture.Observe(kLength + 400, closes_.data());  // a window and provisional lists
+    for (int32_t cell = 0; cell < kHeads; ++cell) {
+      std::map<int32_t, int> times;
+      std::vector<double> sums(kDim);
+      for (const ListsView& view : Views(fixture.index(), cell)) {
+        for (int32_t list = 0; list < view.nlist && view.value_means != nullptr; ++list) {
+          for (int32_t j = 0; j < ListSize(view, list); ++j) ++times[MemberPosition(view, list, j)];
+          for (int32_t c = 0; c < kDim; ++c) {
+            sums[c] += ListSize(view, list) *
+                       double{FloatFromBFloat16(view.value_means[int64_t{list} * kDim + c])};
+          }
+        }
+      }
+      // A page may begin before the sentence or window that replaces others of its tokens ends.
+      for (int32_t t = kSinks; t < kLength; ++t) ASSERT_EQ(times[t], 1) << t;
+      for (int32_t t = kSinks; t < fixture.index().reachable_end(); ++t)
+        ASSERT_GE(times[t], 1) << t;
+      for (const auto& [t, n] : times) {
+        for (int32_t c = 0; c < kDim; ++c)
+          sums[c] -= n * double{values_[(t * kHeads + cell) * kDim + c]};
+      }
+      for (double sum : sums) EXPECT_NEAR(sum, 0.0, 1.0);  // of 9,000 numbers, bfloat16 means
+    }
+  }
+}
+
 TEST_F(SequenceIndexTest, NoTokenOfTheTailIsOutOfReach) {
   Fill(2000, 2);
   for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_SENTENCE, SEMKV_POLICY_CLUSTER,

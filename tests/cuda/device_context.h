@@ -170,7 +170,9 @@ class TwoContexts {
 
   // One step of `rows`, one query each, on both. Expects that rows are attended for the same
   // reasons, that the device's attention is that of the tokens it selected, and that it selected
-  // what the host did, but for a few tokens at the cut (scores are of other precision).
+  // what the host did, but for a few tokens at the cut (scores are of other precision). With an
+  // estimate of the rest, that attention is the host's where both have the same lists and selected
+  // the same.
   void StepAndCompare(const std::vector<semkv_sequence>& rows, int32_t max_budget);
 
   static constexpr int32_t kMaxRows = 4;  // of StepAndCompare
@@ -212,6 +214,11 @@ class TwoContexts {
                              const std::vector<int32_t>& positions) const;
 
   DType dtype() const { return static_cast<DType>(shape_.args_dtype()); }
+  // Of the query heads with an estimate: how many had the host's attention, and how far they are
+  // from attention to all tokens, summed, and would be without.
+  int32_t num_estimates() const { return num_estimates_; }
+  double estimate_error() const { return estimate_error_; }
+  double plain_error() const { return plain_error_; }
   int32_t length(semkv_sequence sequence) { return static_cast<int32_t>(tokens_[sequence].size()); }
 
  private:
@@ -313,7 +320,12 @@ class TwoContexts {
                     std::pair<semkv_plan*, semkv_plan*> plans);
   void CheckRow(semkv_sequence sequence, int32_t layer, int32_t r, bool is_sparse,
                 std::pair<semkv_plan*, semkv_plan*> plans, const std::vector<uint8_t>& q,
-                const std::vector<uint8_t>& out);
+                const std::vector<uint8_t>& out, const std::vector<uint8_t>& host_out);
+  static bool HasClusters(const semkv_policy& policy) {
+    return policy.kind == SEMKV_POLICY_HYBRID || policy.kind == SEMKV_POLICY_CLUSTER ||
+           policy.kind == SEMKV_POLICY_CLUSTERKV;
+  }
+  double tolerance() const { return dtype() == DType::kBFloat16 ? 1.6e-2 : 2e-3; }
   std::vector<uint8_t> LastRow(semkv_sequence sequence, int64_t row) const {
     const auto at = tokens_.at(sequence).back().begin() + row * shape_.token_floats();
     return Encode(std::vector<float>(at, at + shape_.token_floats()), dtype());
@@ -346,6 +358,8 @@ class TwoContexts {
   std::map<semkv_sequence, std::vector<Token>> tokens_;
   std::map<semkv_sequence, semkv_policy> policies_;
   std::map<std::pair<int32_t, int32_t>, std::pair<semkv_plan*, semkv_plan*>> plans_;
+  int32_t num_estimates_ = 0;
+  double estimate_error_ = 0, plain_error_ = 0;
 };
 
 inline std::vector<double> TwoContexts::Scores(semkv_sequence sequence, int32_t layer, int32_t h,
@@ -388,8 +402,7 @@ inline void TwoContexts::ExpectAsGood(
   if (policy.mass_target == 0.0f) {
     ASSERT_EQ(taken.size(), expected.size());
   }
-  if (policy.kind == SEMKV_POLICY_HYBRID || policy.kind == SEMKV_POLICY_CLUSTER ||
-      policy.kind == SEMKV_POLICY_CLUSTERKV) {
+  if (HasClusters(policy)) {
     EXPECT_GE(mass(taken), mass(expected) - 0.05);
     return;
   }
@@ -455,33 +468,45 @@ inline void TwoContexts::CheckLayer(const std::vector<semkv_sequence>& rows, int
     SEMKV_ASSERT_OK(semkv_plan_row(plans.first, layer, r, &host_reason));
     SEMKV_ASSERT_OK(semkv_plan_row(plans.second, layer, r, &reason));
     ASSERT_EQ(reason, host_reason);
-    CheckRow(rows[r], layer, r, reason == SEMKV_ROW_SPARSE, plans, q, out);
+    CheckRow(rows[r], layer, r, reason == SEMKV_ROW_SPARSE, plans, q, out, host_out);
   }
 }
 
 inline void TwoContexts::CheckRow(semkv_sequence sequence, int32_t layer, int32_t r, bool is_sparse,
                                   std::pair<semkv_plan*, semkv_plan*> plans,
-                                  const std::vector<uint8_t>& q, const std::vector<uint8_t>& out) {
-  const double tolerance = dtype() == DType::kBFloat16 ? 1.6e-2 : 2e-3;
-  const int32_t selections =
-      policies_.at(sequence).per_query_head != 0 ? shape_.num_heads : shape_.num_kv_heads;
+                                  const std::vector<uint8_t>& q, const std::vector<uint8_t>& out,
+                                  const std::vector<uint8_t>& host_out) {
+  const semkv_policy& policy = policies_.at(sequence);
+  const int32_t selections = policy.per_query_head != 0 ? shape_.num_heads : shape_.num_kv_heads;
   std::vector<int32_t> all(tokens_.at(sequence).size());
   std::iota(all.begin(), all.end(), 0);
   for (int32_t h = 0; h < shape_.num_heads; ++h) {
-    std::vector<int32_t> taken = all;
+    SCOPED_TRACE("head " + std::to_string(h));
+    std::vector<int32_t> taken = all, host_taken = all;
     if (is_sparse) {
       const int32_t s = h * selections / shape_.num_heads;
       taken = Selected(plans.second, r, s);
-      ExpectAsGood(sequence, taken, Selected(plans.first, r, s), [&](const auto& positions) {
+      host_taken = Selected(plans.first, r, s);
+      ExpectAsGood(sequence, taken, host_taken, [&](const auto& positions) {
         return Mass(Scores(sequence, layer, h, q, r, all), positions);
       });
     }
-    const std::vector<double> expected = Attend(sequence, layer, h, q, r, taken);
+    std::vector<double> expected = Attend(sequence, layer, h, q, r, taken);
+    const int64_t first = r * shape_.query_floats() + h * shape_.head_dim;
+    if (is_sparse && policy.estimate_rest != 0) {
+      const std::vector<double> dense = Attend(sequence, layer, h, q, r, all);
+      for (int32_t c = 0; c < shape_.head_dim; ++c) {
+        estimate_error_ += std::abs(LoadAsFloat(out.data(), dtype(), first + c) - dense[c]);
+        plain_error_ += std::abs(expected[c] - dense[c]);
+        expected[c] = LoadAsFloat(host_out.data(), dtype(), first + c);
+      }
+      if (HasClusters(policy) || taken != host_taken) continue;
+      ++num_estimates_;
+    }
     for (int32_t c = 0; c < shape_.head_dim; ++c) {
-      const int64_t at = r * shape_.query_floats() + h * shape_.head_dim + c;
-      const float x = LoadAsFloat(out.data(), dtype(), at);
+      const float x = LoadAsFloat(out.data(), dtype(), first + c);
       if (std::isnan(expected[c]) && std::isnan(x)) continue;
-      ASSERT_NEAR(x, expected[c], tolerance) << h << ", " << c;
+      ASSERT_NEAR(x, expected[c], tolerance()) << c;
     }
   }
 }

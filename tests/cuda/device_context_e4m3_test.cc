@@ -46,11 +46,14 @@ TEST_F(DeviceContextE4M3Test, PoliciesSelectAndAttendAsOnTheHost) {
                        SEMKV_POLICY_CLUSTER, SEMKV_POLICY_QUEST, SEMKV_POLICY_CLUSTERKV}) {
     SCOPED_TRACE(semkv_policy_name(kind));
     TwoContexts contexts(E4M3Shape());
-    const semkv_sequence sequence = contexts.NewSequence(Policy(kind, 128));
+    semkv_policy policy = Policy(kind, 128);
+    policy.estimate_rest = kind == SEMKV_POLICY_SENTENCE;
+    const semkv_sequence sequence = contexts.NewSequence(policy);
     contexts.Append(sequence, 300);
     contexts.Index(sequence);
     contexts.DecodeAndCompare(sequence, 5, 256, 4);
     if (HasFatalFailure()) return;
+    EXPECT_EQ(contexts.num_estimates() > 0, policy.estimate_rest != 0);
   }
 }
 

@@ -33,7 +33,7 @@ struct ReadLists {
   ListsView view;
   std::vector<uint8_t> centroids;
   std::vector<float> scales, variances, center;
-  std::vector<uint16_t> offsets, members, excluded;
+  std::vector<uint16_t> offsets, members, excluded, value_means;
 
   bool are_ranges() const { return members.empty(); }
   int32_t size(int32_t list) const { return offsets[list + 1] - offsets[list]; }
@@ -74,6 +74,7 @@ class Reader {
     lists.variances = Read(view.variances, view.nlist);
     lists.center = Read(view.center, kDim);
     lists.excluded = Read(view.excluded, view.num_excluded);
+    lists.value_means = Read(view.value_means, int64_t{view.nlist} * kDim);
     std::sort(lists.excluded.begin(), lists.excluded.end());
     return lists;
   }
@@ -170,6 +171,8 @@ class TwoIndexes {
           CompareClusters(cell, device[i], host[i]);
         }
         ExpectVectors(cell, device[i]);
+        ASSERT_EQ(device[i].value_means.empty(), host[i].value_means.empty());
+        if (!host[i].value_means.empty()) ExpectValueMeans(cell, device[i]);
         for (size_t c = 0; c < host[i].center.size(); ++c) {
           EXPECT_NEAR(device[i].center[c], host[i].center[c], 1e-4);
         }
@@ -212,8 +215,10 @@ class TwoIndexes {
     for (int32_t layer = 0; layer < kLayers; ++layer) {
       KvView& view = views_[layer];
       view.k = on_device ? device_bytes_[layer]->data() : bytes_[layer].data();
-      view.v = view.k;
-      view.k_head = view.v_head = kDim;
+      // Values of a head are the other's keys.
+      view.v = static_cast<uint16_t*>(view.k) + (kHeads - 1) * kDim;
+      view.k_head = kDim;
+      view.v_head = -kDim;
       view.k_token = view.v_token = kHeads * kDim;
       view.k_page = view.v_page = kPageTokens * view.k_token;
       view.page_tokens = kPageTokens;
@@ -291,6 +296,18 @@ class TwoIndexes {
     }
   }
 
+  void ExpectValueMeans(int32_t cell, const ReadLists& lists) {
+    const int32_t head = cell % kHeads, of_values = cell - head + kHeads - 1 - head;
+    for (int32_t list = 0; list < lists.view.nlist; ++list) {
+      const MeanKey m = MeanOf(of_values, lists, list);
+      for (int32_t c = 0; c < kDim; ++c) {
+        EXPECT_NEAR(FloatFromBFloat16(lists.value_means[int64_t{list} * kDim + c]), m.mean[c],
+                    0.004 * std::abs(m.mean[c]) + 1e-5)
+            << "list " << list << ", channel " << c;
+      }
+    }
+  }
+
   void CompareClusters(int32_t cell, const ReadLists& device, const ReadLists& host) {
     const auto objective = [&](const ReadLists& lists, std::vector<int32_t>* tokens) {
       double sum = 0;
@@ -332,6 +349,13 @@ semkv_policy SmallPolicy(int32_t kind) {
   return policy;
 }
 
+// Whose lists have mean values too.
+semkv_policy EstimatingPolicy(int32_t kind) {
+  semkv_policy policy = SmallPolicy(kind);
+  policy.estimate_rest = 1;
+  return policy;
+}
+
 TEST(DeviceListsTest, AreThoseOfTheHost) {
   const uint64_t seed = testing::TestSeed(3);
   SEMKV_TRACE_SEED(seed);
@@ -340,7 +364,7 @@ TEST(DeviceListsTest, AreThoseOfTheHost) {
                        SEMKV_POLICY_QUEST, SEMKV_POLICY_PAGES, SEMKV_POLICY_CLUSTERKV}) {
     policies.push_back(SmallPolicy(kind));
   }
-  policies.push_back(SmallPolicy(SEMKV_POLICY_HYBRID));
+  policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
   policies.back().centroid_form = SEMKV_CENTROID_BF16;
   policies.back().cluster_metric = SEMKV_METRIC_COSINE;
   for (size_t i = 0; i < policies.size(); ++i) {
@@ -359,7 +383,7 @@ TEST(DeviceListsTest, AreThoseOfTheHost) {
 TEST(DeviceListsTest, FullTailsBecomeSegments) {
   const uint64_t seed = testing::TestSeed(4);
   SEMKV_TRACE_SEED(seed);
-  TwoIndexes indexes(SmallPolicy(SEMKV_POLICY_HYBRID), 1500, DType::kBFloat16, seed);
+  TwoIndexes indexes(EstimatingPolicy(SEMKV_POLICY_HYBRID), 1500, DType::kBFloat16, seed);
   indexes.Index(120);
   for (int32_t length : {1100, 1200, 1500}) {
     indexes.Observe(length);
@@ -372,7 +396,7 @@ TEST(DeviceListsTest, ZeroKeysAndThoseThatAreNotFiniteHaveListsOfTheirOwn) {
   const uint64_t seed = testing::TestSeed(5);
   SEMKV_TRACE_SEED(seed);
   for (int32_t kind : {SEMKV_POLICY_HYBRID, SEMKV_POLICY_PAGES}) {
-    TwoIndexes indexes(SmallPolicy(kind), 330, DType::kFloat16, seed);
+    TwoIndexes indexes(EstimatingPolicy(kind), 330, DType::kFloat16, seed);
     for (int32_t position : {20, 21, 299}) indexes.Key(0, position)[3] = kNaN;
     indexes.Key(3, 100)[kDim - 1] = -INFINITY;
     indexes.Key(4, 329)[0] = INFINITY;  // a cell's only one, its last token
@@ -387,7 +411,7 @@ TEST(DeviceListsTest, ZeroKeysAndThoseThatAreNotFiniteHaveListsOfTheirOwn) {
 TEST(DeviceListsTest, ForksDoNotSeeEachOther) {
   const uint64_t seed = testing::TestSeed(6);
   SEMKV_TRACE_SEED(seed);
-  TwoIndexes indexes(SmallPolicy(SEMKV_POLICY_HYBRID), 800, DType::kBFloat16, seed);
+  TwoIndexes indexes(EstimatingPolicy(SEMKV_POLICY_HYBRID), 800, DType::kBFloat16, seed);
   indexes.Index(100);
   indexes.Observe(430);
   testing::TakeRuntimeCalls();

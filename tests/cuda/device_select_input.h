@@ -66,6 +66,7 @@ class DeviceSelectInput {
       view.scales = Copy(from.scales, view.nlist);
       view.center = Copy(from.center, host.head_dim);
       view.variances = Copy(from.variances, view.nlist);
+      view.value_means = Copy(from.value_means, int64_t{view.nlist} * host.head_dim);
     }
     select_.views = Copy(views_.data(), static_cast<int64_t>(views_.size()));
     ScoreListsParams score = host;

@@ -5,9 +5,10 @@
 //   rest_lse[h] = log(sum over i of w[h, i])
 //   rest_out[h] = sum over i of w[h, i] * value_mean[i] / exp(rest_lse[h])
 //
-// unread[i]: members of list i, before num_tokens, that are in no slot of the selection. Only views
-// with value_means take part, not kBounds (which has no centroid), and only those of partition
-// `partition`, so that no token is estimated twice. A list is left out for the heads for which its
+// unread[i]: members of list i, before num_tokens, that are in no slot of the selection and not
+// among the view's `excluded`, whose keys are no numbers. Only views
+// with value_means take part, not kBounds (which has no centroid): of two partitions one has them,
+// so that no token is estimated twice. A list is left out for the heads for which its
 // score is not finite; where nothing is left, rest_lse is -inf and rest_out 0. Merged into
 // attention by log-sum-exp (DecodeAttentionParams::rest_out). Off by default: an over-estimate
 // hurts more than nothing (docs/design.md, section 4).
@@ -25,8 +26,7 @@
 namespace semkv {
 
 struct EstimateRestParams {
-  ScoreListsParams score;  // q, rows and views; keys are not used
-  int32_t partition = 0;
+  ScoreListsParams score;              // q, rows and views; keys are not used
   const int32_t* positions = nullptr;  // [num_rows, num_selections, positions_stride], ascending
   const int32_t* counts = nullptr;  // [num_rows, num_selections]; < 0: not a sparse row, rest -inf
   int64_t positions_stride = 0;

@@ -1,5 +1,5 @@
 // The lists that have unread members are packed together: their scores, how many members are unread
-// and where their mean values lie. Weights and sums then run over them in one sweep.
+// and where their mean values lie. Weights and sums then run over them, sums in registers.
 
 #include "csrc/ops/retrieval/estimate_rest.h"
 
@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 
 #include "csrc/ops/parallel/thread_pool.h"
 #include "csrc/ops/retrieval/retrieval_tasks.h"
@@ -16,6 +17,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "csrc/ops/retrieval/estimate_rest_host.cc"
 #include <hwy/foreach_target.h>  // before highway.h and every -inl.h
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 #include "csrc/ops/numeric/exp2-inl.h"
 #include "csrc/ops/retrieval/list_dots-inl.h"
@@ -34,14 +36,14 @@ struct EstimateScratch {
         scores(workspace.Take<float>(heads * stride)),
         unread(workspace.Take<float>(stride)),
         value_means(workspace.Take<const uint16_t*>(stride)),
-        read(workspace.Take<uint64_t>(CeilDiv(num_tokens, 64))) {}
+        open(workspace.Take<uint8_t>(num_tokens)) {}
 
   QueryScratch query;
   int64_t stride;
   float* scores;                 // [heads, stride] of the packed lists: dots, scores, weights
   float* unread;                 // [stride] members that are in no slot
   const uint16_t** value_means;  // [stride]
-  uint64_t* read;                // one bit per token of the row
+  uint8_t* open;                 // [num_tokens] 1: to be estimated, 0: in a slot, or never is
 };
 
 }  // namespace semkv
@@ -53,14 +55,24 @@ namespace semkv {
 namespace HWY_NAMESPACE {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kSumLists = 8;  // whose mean values are added in one pass over the output
+constexpr int32_t kSumHeads = 4;    // whose sums are in registers together
+constexpr int32_t kListsAhead = 8;  // whose mean values are asked for
 
-int32_t CountUnread(const ListsView& view, int32_t list, const uint64_t* read, int32_t num_tokens) {
-  int32_t unread = 0;
-  for (int32_t j = 0; j < ListSize(view, list); ++j) {
-    const int32_t position = MemberPosition(view, list, j);
-    if (position < num_tokens) unread += (~read[position >> 6] >> (position & 63)) & 1;
+void Close(int32_t position, int32_t num_tokens, uint8_t* open) {
+  if (position < num_tokens) open[position] = 0;
+}
+
+// Members ascend.
+int32_t CountUnread(const ListsView& view, int32_t list, const uint8_t* open, int32_t num_tokens) {
+  const uint8_t* const open_here = open + view.first_position;
+  const int32_t begin = view.offsets[list];
+  int32_t end = view.offsets[list + 1];
+  while (end > begin && MemberPosition(view, list, end - view.offsets[list] - 1) >= num_tokens) {
+    --end;
   }
+  if (view.members == nullptr) return std::accumulate(open_here + begin, open_here + end, 0);
+  int32_t unread = 0;
+  for (int32_t j = begin; j < end; ++j) unread += open_here[view.members[j]];
   return unread;
 }
 
@@ -72,7 +84,7 @@ int32_t PackView(const ScoreListsParams& p, const ListsView& view, int32_t num_t
   DotView(view, nullptr, s.query, heads, p.head_dim, s.scores + count, s.stride);
   const int32_t first = count;
   for (int32_t i = 0; i < view.nlist; ++i) {
-    const int32_t unread = CountUnread(view, i, s.read, num_tokens);
+    const int32_t unread = CountUnread(view, i, s.open, num_tokens);
     if (unread == 0) continue;
     const float list_scale = view.form == CentroidForm::kInt8 ? view.scales[i] : 1.0f;
     for (int32_t h = 0; h < heads; ++h) {
@@ -118,24 +130,52 @@ float WeighLists(int32_t h, int32_t count, const EstimateScratch& s) {
   return hn::GetLane(maximum) + std::log(total);
 }
 
-// out[h] += sum over `num_lists` packed lists from `first` of weight * mean value.
-HWY_INLINE void AddValues(int32_t first, int32_t num_lists, int32_t heads, int32_t head_dim,
+// out[h, c, c + kVectors * lanes) = sum over the packed lists of weight * mean value, for the heads
+// [first, first + kSumHeads) that there are.
+template <size_t kVectors>
+HWY_INLINE void SumValues(int32_t count, int32_t first, int32_t heads, int32_t head_dim, int32_t c,
                           const EstimateScratch& s, float* out) {
   const DF df;
-  for (int32_t c = 0; c < head_dim; c += hn::Lanes(df)) {
-    VF values[kSumLists];
-    for (int l = 0; l < kSumLists; ++l) {
-      values[l] =
-          l < num_lists ? BFloat16Lists::Load(df, s.value_means[first + l] + c) : hn::Zero(df);
+  const int32_t lanes = hn::Lanes(df);
+  const float* weights[kSumHeads];
+  VF sums[kSumHeads][kVectors];
+  for (int32_t h = 0; h < kSumHeads; ++h) {
+    weights[h] = s.scores + std::min(first + h, heads - 1) * s.stride;
+    for (size_t v = 0; v < kVectors; ++v) sums[h][v] = hn::Zero(df);
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    const uint16_t* const ahead = s.value_means[std::min(i + kListsAhead, count - 1)] + c;
+    hwy::Prefetch(ahead);
+    if (kVectors * lanes > 32) hwy::Prefetch(ahead + 32);
+    VF values[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+      values[v] = BFloat16Lists::Load(df, s.value_means[i] + c + v * lanes);
     }
-    for (int32_t h = 0; h < heads; ++h) {
-      const float* const weights = s.scores + h * s.stride + first;
-      VF sum = hn::LoadU(df, out + h * head_dim + c);
-      for (int l = 0; l < kSumLists; ++l) {
-        sum = hn::MulAdd(values[l], hn::Set(df, weights[l]), sum);
+    for (int32_t h = 0; h < kSumHeads; ++h) {
+      const VF weight = hn::Set(df, weights[h][i]);
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[h][v] = hn::MulAdd(weight, values[v], sums[h][v]);
       }
-      hn::StoreU(sum, df, out + h * head_dim + c);
     }
+  }
+  for (int32_t h = 0; h < kSumHeads && first + h < heads; ++h) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(sums[h][v], df, out + int64_t{first + h} * head_dim + c + v * lanes);
+    }
+  }
+}
+
+// Channels by the registers that their sums fill, so that each row is read once per 4 heads.
+void SumAllValues(int32_t count, int32_t heads, int32_t head_dim, const EstimateScratch& s,
+                  float* out) {
+  constexpr size_t kVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
+  const int32_t lanes = hn::Lanes(DF());
+  for (int32_t first = 0; first < heads; first += kSumHeads) {
+    int32_t c = 0;
+    for (; c + static_cast<int32_t>(kVectors) * lanes <= head_dim; c += kVectors * lanes) {
+      SumValues<kVectors>(count, first, heads, head_dim, c, s, out);
+    }
+    for (; c < head_dim; c += lanes) SumValues<1>(count, first, heads, head_dim, c, s, out);
   }
 }
 
@@ -153,25 +193,22 @@ void EstimateRest(const EstimateRestParams& params, int64_t task, Workspace work
   if (params.counts[task] < 0) return;
 
   LoadQueries(p, task, s.query);
-  std::fill_n(s.read, CeilDiv(num_tokens, 64), uint64_t{0});
+  std::fill_n(s.open, num_tokens, uint8_t{1});
   for (int32_t k = 0; k < params.counts[task]; ++k) {
-    const int32_t position = params.positions[task * params.positions_stride + k];
-    s.read[position >> 6] |= uint64_t{1} << (position & 63);
+    Close(params.positions[task * params.positions_stride + k], num_tokens, s.open);
   }
   int32_t count = 0;
   for (int32_t v = 0; v < num_views; ++v) {
     const ListsView& view = views[v];
-    if (view.partition != params.partition || view.value_means == nullptr ||
-        view.form == CentroidForm::kBounds) {
-      continue;
+    if (view.value_means == nullptr || view.form == CentroidForm::kBounds) continue;
+    for (int32_t e = 0; e < view.num_excluded; ++e) {
+      Close(view.first_position + view.excluded[e], num_tokens, s.open);
     }
     count = PackView(p, view, num_tokens, count, s);
   }
   std::fill_n(s.unread + count, kScratchPadding, 0.0f);
   for (int32_t h = 0; h < heads; ++h) lse[h] = WeighLists(h, count, s);
-  for (int32_t i = 0; i < count; i += kSumLists) {
-    AddValues(i, std::min(kSumLists, count - i), heads, p.head_dim, s, out);
-  }
+  if (count > 0) SumAllValues(count, heads, p.head_dim, s, out);
 }
 
 }  // namespace HWY_NAMESPACE

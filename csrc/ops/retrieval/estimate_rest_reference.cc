@@ -22,17 +22,20 @@ std::vector<UnreadList> FindUnread(const EstimateRestParams& params, int64_t tas
   const ScoreListsParams& p = params.score;
   const int32_t num_tokens = p.rows[task / p.num_selections].num_tokens;
   const int32_t* const positions = params.positions + task * params.positions_stride;
-  const std::set<int32_t> read(positions, positions + params.counts[task]);
+  const std::set<int32_t> selected(positions, positions + params.counts[task]);
   std::vector<UnreadList> lists;
   for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) {
     const ListsView& view = p.views[v];
-    if (view.partition != params.partition || view.value_means == nullptr) continue;
-    if (view.form == CentroidForm::kBounds) continue;
+    if (view.value_means == nullptr || view.form == CentroidForm::kBounds) continue;
+    std::set<int32_t> done = selected;
+    for (int32_t e = 0; e < view.num_excluded; ++e) {
+      done.insert(view.first_position + view.excluded[e]);
+    }
     for (int32_t i = 0; i < view.nlist; ++i) {
       int32_t unread = 0;
       for (int32_t j = 0; j < ListSize(view, i); ++j) {
         const int32_t position = MemberPosition(view, i, j);
-        unread += position < num_tokens && read.count(position) == 0;
+        unread += position < num_tokens && done.count(position) == 0;
       }
       if (unread > 0) lists.push_back({&view, i, unread});
     }

@@ -26,27 +26,6 @@ constexpr int32_t kScoreKeyThreads = kScoreKeyWarps * kWarpSize;
 constexpr int32_t kScoreKeyParts = 4;  // of a tile; a warp takes one at a time
 constexpr int32_t kScoreKeyLists = kScoreTileLists / kScoreKeyParts;
 
-// Per CTA: dots of the tile in shared memory with every head.
-__device__ inline void DotTile(int32_t heads, int32_t head_dim, int32_t thread,
-                               const ScoreMemory& memory, const TileView& view) {
-  const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
-  const int32_t lists = view.tile.num_lists;
-  switch (view.form) {
-    case CentroidForm::kInt8:
-      DotInt8(lists, heads, head_dim, warp, lane, memory);
-      return;
-    case CentroidForm::kBFloat16:
-      DotFloats<CentroidForm::kBFloat16>(lists, heads, head_dim, warp, lane, memory);
-      return;
-    case CentroidForm::kFloat32:
-      DotFloats<CentroidForm::kFloat32>(lists, heads, head_dim, warp, lane, memory);
-      return;
-    case CentroidForm::kBounds:
-      DotFloats<CentroidForm::kBounds>(lists, heads, head_dim, warp, lane, memory);
-      return;
-  }
-}
-
 // What f(v) of v = spread * variance needs of a list.
 struct ListSpread {
   VarianceTerm term;
@@ -145,10 +124,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   PrepareQueries(p.op, heads, thread, memory, shared);
   CopyAsyncWait<0>();
   __syncthreads();
-  for (int32_t h = thread / kWarpSize; h < heads; h += kScoreWarps) {
-    const float dot = WarpDot(memory.query + h * head_dim, memory.center, head_dim, lane);
-    if (lane == 0) shared.center_dot[h] = p.op.scale * dot;
-  }
+  DotCenters(p.op, heads, thread, memory, shared);
   DotTile(heads, head_dim, thread, memory, shared.view);
   __syncthreads();
   ScoreTileLists(p, task, heads, thread, memory, shared);
@@ -186,39 +162,6 @@ __global__ void __launch_bounds__(kScoreKeyThreads, 1)
                               shared.max[partition], shared.inverse_sum[partition]);
     }
   }
-}
-
-// What the kernels refuse: other geometry than the plan's, or more than they have room for.
-inline bool ScoreListsCudaServes(const ScoreListsParams& p, const ScoreListsPlan& plan) {
-  return p.num_rows == plan.num_rows && p.num_heads == plan.num_heads &&
-         p.num_selections == plan.num_selections && p.head_dim == plan.head_dim &&
-         p.num_selections > 0 && p.num_heads % p.num_selections == 0 &&
-         p.num_heads / p.num_selections <= kScoreMaxHeads && p.head_dim > 0 &&
-         p.head_dim % 16 == 0 && p.head_dim <= kScoreMaxHeadDim && p.q_dtype != DType::kFloat8E4M3;
-}
-
-inline ScoreListsKernelParams MakeScoreListsKernelParams(const ScoreListsParams& params,
-                                                         const ScoreListsPlan& plan,
-                                                         void* workspace) {
-  const int64_t bytes = DTypeBytes(params.q_dtype);
-  size_t unused = 0;
-  ScoreListsKernelParams p;
-  p.op = params;
-  p.workspace = LayOutScoreWorkspace(plan, workspace, &unused);
-  p.max_tiles = plan.max_tiles;
-  p.vector_queries = reinterpret_cast<uintptr_t>(params.q) % 16 == 0 &&
-                     params.q_row * bytes % 16 == 0 && params.q_head * bytes % 16 == 0;
-  return p;
-}
-
-inline LaunchShape ScoreTilesShape(const ScoreListsPlan& plan) {
-  LaunchShape shape;
-  shape.grid_x = static_cast<uint32_t>(plan.max_tiles);
-  shape.grid_y = static_cast<uint32_t>(plan.num_rows * plan.num_selections);
-  shape.threads = kScoreThreads;
-  shape.dynamic_shared_bytes = static_cast<uint32_t>(
-      LayOutScoreShared(plan.num_heads / plan.num_selections, plan.head_dim).bytes);
-  return shape;
 }
 
 inline LaunchShape ScoreKeysShape(const ScoreListsPlan& plan) {

@@ -1,5 +1,5 @@
 // The pieces of score_lists on the GPU that work on one tile: finding it, loading it and the
-// queries, and the dot products.
+// queries, the dot products, and the launch of a kernel that does. estimate_rest has them too.
 
 #ifndef SEMKV_OPS_RETRIEVAL_SCORE_LISTS_TILE_CUH_
 #define SEMKV_OPS_RETRIEVAL_SCORE_LISTS_TILE_CUH_
@@ -34,6 +34,7 @@ struct ScoreListsKernelParams {
 // The CTA's tile, with what it needs of its view.
 struct TileView {
   ScoreTile tile;
+  const ListsView* view;
   int32_t first;  // of the view's lists
   CentroidForm form;
   const std::byte* centroids;
@@ -96,6 +97,7 @@ __device__ inline void DescribeTile(const ListsView& view, int32_t k, int32_t n,
   const int32_t nlist = view.nlist;
   const int32_t lists = CeilDiv(CeilDiv(nlist, n), kScoreTileAlignment) * kScoreTileAlignment;
   const int32_t first = k * lists;
+  out.view = &view;
   out.first = first;
   out.tile.first_list = lists_before + first;
   out.tile.num_lists = nlist - first < lists ? nlist - first : lists;
@@ -260,6 +262,16 @@ __device__ inline void PrepareQueries(const ScoreListsParams& p, int32_t heads, 
   }
 }
 
+// Per CTA: what the center adds to every head's scores.
+__device__ inline void DotCenters(const ScoreListsParams& p, int32_t heads, int32_t thread,
+                                  const ScoreMemory& memory, ScoreShared& shared) {
+  const int32_t lane = thread % kWarpSize;
+  for (int32_t h = thread / kWarpSize; h < heads; h += kScoreWarps) {
+    const float dot = WarpDot(memory.query + h * p.head_dim, memory.center, p.head_dim, lane);
+    if (lane == 0) shared.center_dot[h] = p.scale * dot;
+  }
+}
+
 // Per warp: dots of int8 lists with 4 heads at a time, upper and lower parts as the 8 columns of
 // one product. A lane reads 16 channels of a row at once; queries are read in the same order, so
 // the order of channels within the product does not matter.
@@ -384,6 +396,62 @@ __device__ inline void DotFloats(int32_t num_lists, int32_t heads, int32_t head_
       }
     }
   }
+}
+
+// Per CTA: dots of the tile in shared memory with every head.
+__device__ inline void DotTile(int32_t heads, int32_t head_dim, int32_t thread,
+                               const ScoreMemory& memory, const TileView& view) {
+  const int32_t warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const int32_t lists = view.tile.num_lists;
+  switch (view.form) {
+    case CentroidForm::kInt8:
+      DotInt8(lists, heads, head_dim, warp, lane, memory);
+      return;
+    case CentroidForm::kBFloat16:
+      DotFloats<CentroidForm::kBFloat16>(lists, heads, head_dim, warp, lane, memory);
+      return;
+    case CentroidForm::kFloat32:
+      DotFloats<CentroidForm::kFloat32>(lists, heads, head_dim, warp, lane, memory);
+      return;
+    case CentroidForm::kBounds:
+      DotFloats<CentroidForm::kBounds>(lists, heads, head_dim, warp, lane, memory);
+      return;
+  }
+}
+
+// ------------------------------ launch
+
+// What the kernels refuse: other geometry than the plan's, or more than they have room for.
+inline bool ScoreListsCudaServes(const ScoreListsParams& p, const ScoreListsPlan& plan) {
+  return p.num_rows == plan.num_rows && p.num_heads == plan.num_heads &&
+         p.num_selections == plan.num_selections && p.head_dim == plan.head_dim &&
+         p.num_selections > 0 && p.num_heads % p.num_selections == 0 &&
+         p.num_heads / p.num_selections <= kScoreMaxHeads && p.head_dim > 0 &&
+         p.head_dim % 16 == 0 && p.head_dim <= kScoreMaxHeadDim && p.q_dtype != DType::kFloat8E4M3;
+}
+
+inline ScoreListsKernelParams MakeScoreListsKernelParams(const ScoreListsParams& params,
+                                                         const ScoreListsPlan& plan,
+                                                         void* workspace) {
+  const int64_t bytes = DTypeBytes(params.q_dtype);
+  size_t unused = 0;
+  ScoreListsKernelParams p;
+  p.op = params;
+  p.workspace = LayOutScoreWorkspace(plan, workspace, &unused);
+  p.max_tiles = plan.max_tiles;
+  p.vector_queries = reinterpret_cast<uintptr_t>(params.q) % 16 == 0 &&
+                     params.q_row * bytes % 16 == 0 && params.q_head * bytes % 16 == 0;
+  return p;
+}
+
+inline LaunchShape ScoreTilesShape(const ScoreListsPlan& plan) {
+  LaunchShape shape;
+  shape.grid_x = static_cast<uint32_t>(plan.max_tiles);
+  shape.grid_y = static_cast<uint32_t>(plan.num_rows * plan.num_selections);
+  shape.threads = kScoreThreads;
+  shape.dynamic_shared_bytes = static_cast<uint32_t>(
+      LayOutScoreShared(plan.num_heads / plan.num_selections, plan.head_dim).bytes);
+  return shape;
 }
 
 }  // namespace semkv::cuda

@@ -3,6 +3,7 @@
 #ifndef SEMKV_TESTS_OPS_RETRIEVAL_SIMT_BUFFERS_H_
 #define SEMKV_TESTS_OPS_RETRIEVAL_SIMT_BUFFERS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -18,6 +19,25 @@ namespace semkv::testing {
 template <typename Params>
 int64_t NumTasks(const Params& p) {
   return int64_t{p.num_rows} * p.num_selections;
+}
+
+inline int32_t NumLists(const ScoreListsParams& p, int64_t task) {
+  int32_t lists = 0;
+  for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) lists += p.views[v].nlist;
+  return lists;
+}
+
+// The plan with the least bounds that hold.
+inline ScoreListsPlan TightPlan(const ScoreListsParams& p) {
+  int32_t max_lists = 0, max_views = 0;
+  CentroidForm form = CentroidForm::kInt8;
+  for (int64_t task = 0; task < NumTasks(p); ++task) {
+    max_lists = std::max(max_lists, NumLists(p, task));
+    max_views = std::max(max_views, p.view_begin[task + 1] - p.view_begin[task]);
+    if (max_views > 0) form = p.views[0].form;
+  }
+  return PlanScoreLists(p.num_rows, p.num_heads, p.num_selections, p.head_dim, form, max_lists,
+                        max_views);
 }
 
 class BufferList {
