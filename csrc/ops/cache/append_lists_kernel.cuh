@@ -295,9 +295,10 @@ __device__ inline void StoreCentroid(const AppendListsParams& p, int64_t at, flo
   static_cast<float*>(p.centroids)[at] = x;
 }
 
-// grid = (nlist, cells); a CTA has one list, its groups every kCount-th member each.
+// grid = (nlist, cells); a CTA has one list, its groups every kCount-th member each. 7 CTAs to an
+// SM are what its registers allow; without being told, ptxas spills for it on sm_80.
 template <DType kDType, int32_t kHeadDim>
-__global__ void __launch_bounds__(kAppendThreads)
+__global__ void __launch_bounds__(kAppendThreads, 7)
     AppendMeansKernel(const __grid_constant__ AppendListsParams p) {
   constexpr int32_t kChannels = kAppendChannels<kHeadDim>;
   AppendMeansShared<kHeadDim>& shared = SharedMemory<AppendMeansShared<kHeadDim>>();

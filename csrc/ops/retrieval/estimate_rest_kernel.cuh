@@ -308,14 +308,20 @@ struct EstimateJoinShared {
   int32_t num_tiles;
 };
 
+// The head's state of a tile.
+__device__ inline int64_t StateOf(const EstimateRestKernelParams& p, int64_t row_head,
+                                  int64_t tile) {
+  return tile * p.score.op.num_rows * p.score.op.num_heads + row_head;
+}
+
 // Per warp: which tiles have a state, ascending.
-__device__ inline void FindStates(const float* lse, int64_t stride, int32_t max_tiles, int32_t lane,
+__device__ inline void FindStates(const EstimateRestKernelParams& p, int64_t row_head, int32_t lane,
                                   int32_t* tiles, EstimateJoinShared& shared) {
   float maximum = -INFINITY;
   int32_t count = 0;
-  for (int32_t first = 0; first < max_tiles; first += kWarpSize) {
+  for (int32_t first = 0; first < p.max_tiles; first += kWarpSize) {
     const int32_t tile = first + lane;
-    const float x = tile < max_tiles ? lse[tile * stride] : -INFINITY;
+    const float x = tile < p.max_tiles ? p.states.lse[StateOf(p, row_head, tile)] : -INFINITY;
     const uint32_t found = __ballot_sync(kAllLanes, x > -INFINITY);
     if (x > -INFINITY) tiles[count + __popc(found & ((1u << lane) - 1))] = tile;
     count += __popc(found);
@@ -328,22 +334,26 @@ __device__ inline void FindStates(const float* lse, int64_t stride, int32_t max_
 }
 
 // Per lane: adds its group's tiles, by weight, to `sums`; returns the sum of weights.
-__device__ inline float SumStates(const float* out, const float* lse, int64_t stride,
-                                  int32_t head_dim, const EstimateLane& lane, const int32_t* tiles,
+__device__ inline float SumStates(const EstimateRestKernelParams& p, int64_t row_head,
+                                  const EstimateLane& lane, const int32_t* tiles,
                                   const EstimateJoinShared& shared, float (&sums)[kEstimateUnit]) {
   float total = 0.0f;
   const int32_t num_tiles = lane.is_idle ? 0 : shared.num_tiles;
   for (int32_t first = lane.group; first < num_tiles; first += kEstimateAhead * lane.num_groups) {
-    Vec16 units[kEstimateAhead][2];
+    int64_t states[kEstimateAhead];
     float weights[kEstimateAhead];
     for (int32_t a = 0; a < kEstimateAhead; ++a) {
       const int32_t k = first + a * lane.num_groups;
-      const int64_t state = tiles[k < num_tiles ? k : first] * stride;
-      const float* from = out + state * head_dim + lane.channel;
+      states[a] = StateOf(p, row_head, tiles[k < num_tiles ? k : first]);
+      weights[a] = k < num_tiles ? p.states.lse[states[a]] : -INFINITY;
+    }
+    Vec16 units[kEstimateAhead][2];
+    for (int32_t a = 0; a < kEstimateAhead; ++a) {
+      const float* from = p.states.out + states[a] * p.score.op.head_dim + lane.channel;
       units[a][0] = LoadStreaming(from);
       units[a][1] = LoadStreaming(from + 4);
-      weights[a] = k < num_tiles ? expf(lse[state] - shared.max) : 0.0f;
     }
+    for (float& weight : weights) weight = expf(weight - shared.max);
     for (int32_t a = 0; a < kEstimateAhead; ++a) {
       total += weights[a];
       for (int32_t i = 0; i < kEstimateUnit; ++i) {
@@ -354,22 +364,20 @@ __device__ inline float SumStates(const float* out, const float* lse, int64_t st
   return total;
 }
 
-// grid = (num_heads, num_rows); a CTA has one query head.
-__global__ void __launch_bounds__(kScoreThreads)
+// grid = (num_heads, num_rows); a CTA has one query head. With 64 registers, which the bound
+// allows, all loads of SumStates are in flight; left alone, ptxas saves some and makes loads wait.
+__global__ void __launch_bounds__(kScoreThreads, 8)
     EstimateJoinKernel(const __grid_constant__ EstimateRestKernelParams p) {
   EstimateJoinShared& shared = SharedMemory<EstimateJoinShared>();
   int32_t* tiles = reinterpret_cast<int32_t*>(DynamicSharedMemory());
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t head_dim = p.score.op.head_dim;
   const int64_t row_head = int64_t{blockIdx.y} * p.score.op.num_heads + blockIdx.x;
-  const int64_t stride = int64_t{p.score.op.num_rows} * p.score.op.num_heads;
-  const float* lse = p.states.lse + row_head;
-  if (thread < kWarpSize) FindStates(lse, stride, p.max_tiles, thread, tiles, shared);
+  if (thread < kWarpSize) FindStates(p, row_head, thread, tiles, shared);
   __syncthreads();
   const EstimateLane lane(head_dim, thread);
   float sums[kEstimateUnit] = {};
-  const float weight = SumStates(p.states.out + row_head * head_dim, lse, stride, head_dim, lane,
-                                 tiles, shared, sums);
+  const float weight = SumStates(p, row_head, lane, tiles, shared, sums);
   if (!lane.is_idle) {
     StoreUnit(sums, shared.sums + lane.group * head_dim + lane.channel);
     if (lane.channel == 0) shared.weights[lane.group] = weight;

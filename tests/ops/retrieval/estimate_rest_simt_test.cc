@@ -153,6 +153,12 @@ TEST(EstimateRestSimtTest, LooseBoundsAndNoListsChangeNothing) {
   EstimateSimt(estimate, loose, 1);
   EXPECT_EQ(estimate.rest.out, std::vector<float>(tight.out.size(), 0.0f));
   EXPECT_EQ(estimate.rest.lse, std::vector<float>(tight.lse.size(), -testing::kInfinity));
+  const ScoreListsPlan none = TightPlan(estimate.Params().score);
+  EXPECT_EQ(EstimateRestCudaWorkspaceBytes(none), 0u);
+  estimate.Expected();
+  EstimateSimt(estimate, none, 1);
+  EXPECT_EQ(estimate.rest.out, std::vector<float>(tight.out.size(), 0.0f));
+  EXPECT_EQ(estimate.rest.lse, std::vector<float>(tight.lse.size(), -testing::kInfinity));
 }
 
 // Whole segments of the library's sizes, most of them unread. What is above the floor: a selection
