@@ -293,7 +293,7 @@ absl::Status SequenceIndex::Repartition(const KeySource& source, int32_t length,
     }
     const int64_t all = source.num_cells() * static_cast<int64_t>(tail_.next.size());
     const int64_t due = length < end ? all * (length - full) / (end - full) : all;
-    if (const absl::Status built = BuildNext(source, due); !built.ok()) {
+    if (absl::Status built = BuildNext(source, due); !built.ok()) {
       tail_.next.clear();  // a cell may have some of its lists
       return built;
     }

@@ -100,6 +100,8 @@ inline KMeansWorkspace LayOutKMeansWorkspace(const KMeansPlan& plan, void* memor
     const int64_t at = used;
     used += CeilDiv<int64_t>(count * static_cast<int64_t>(size), kKMeansWorkspaceAlignment) *
             kKMeansWorkspaceAlignment;
+    // Null may be added to: only the sum of bytes is asked for then.
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
     return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(memory) + at);
   };
   const auto take_floats = [&](int64_t count) {
