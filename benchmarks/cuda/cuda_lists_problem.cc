@@ -56,7 +56,7 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
   all.center = arena.Copy(std::vector<float>(num_views * kHeadDim, 0.1f));
   all.variances = arena.Copy(std::vector<float>(num_lists, 0.2f));
   all.offsets = arena.Copy(offsets);
-  if (shape.estimates && partition.number == 0) {
+  if (shape.estimates && partition.number == kEstimatedPartition) {
     all.value_means = static_cast<uint16_t*>(arena.Normal(num_lists * kHeadDim * kElementBytes));
   }
   if (!partition.is_range) all.members = arena.Copy(members);
@@ -160,9 +160,13 @@ int64_t ListsShape::list_bytes() const {
 }
 
 int64_t ListsShape::estimate_bytes() const {
-  int64_t n = 0;
-  for (const Partition& p : partitions) n += p.number == 0 ? num_segment_lists(p) : 0;
-  return num_rows * kKvHeads * n * num_segments() * (kHeadDim + 4 + 2 + kHeadDim * kElementBytes);
+  int64_t segment_bytes = 0;
+  for (const Partition& p : partitions) {
+    if (p.number != kEstimatedPartition) continue;
+    segment_bytes += num_segment_lists(p) * (kHeadDim + 4 + 2 + kHeadDim * kElementBytes);
+    if (!p.is_range) segment_bytes += int64_t{2} * segment_tokens;
+  }
+  return num_rows * kKvHeads * num_segments() * segment_bytes;
 }
 
 ListsShape MakeListsShape(int32_t num_rows, int32_t tokens, int32_t budget, int32_t shrink,

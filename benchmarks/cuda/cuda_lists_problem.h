@@ -17,6 +17,7 @@
 namespace semkv {
 
 constexpr int32_t kListPageTokens = 16;
+constexpr int32_t kEstimatedPartition = 1;  // clusters, as the library's
 
 // One partition of every segment: lists of `size` tokens, neighbours or spread over the segment.
 struct Partition {
@@ -36,7 +37,7 @@ struct ListsShape {
   int32_t num_lists() const;
   // Of every list the centroid, scale, variance and offset.
   int64_t list_bytes() const;
-  // Of every list of partition 0 the centroid, scale, offset and mean value.
+  // Of every list that is estimated the centroid, scale, offset, members and mean value.
   int64_t estimate_bytes() const;
   // Members read, slots written.
   int64_t taken_bytes() const { return int64_t{6} * num_rows * kKvHeads * budget; }
@@ -45,7 +46,7 @@ struct ListsShape {
   int32_t tokens = 0, budget = 0, segment_tokens = 0;  // of a row
   std::vector<Partition> partitions;
   bool has_pages = false;  // lists lie in list pages, which are wanted
-  bool estimates = false;  // lists have mean values
+  bool estimates = false;  // clusters have mean values
 };
 
 // Sizes of a context divided by `shrink`.

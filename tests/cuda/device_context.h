@@ -23,6 +23,7 @@
 #include "semkv/semkv.h"
 #include "tests/cuda/device_context_shape.h"
 #include "tests/cuda/device_copy.h"
+#include "tests/cuda/head_reference.h"
 #include "tests/testing/random.h"
 
 namespace semkv::testing {
@@ -208,11 +209,6 @@ class TwoContexts {
     return LastRow(sequence, 2 * layer + 1);
   }
 
-  // Softmax attention of query head h over the given positions of the sequence, in float64.
-  std::vector<double> Attend(semkv_sequence sequence, int32_t layer, int32_t h,
-                             const std::vector<uint8_t>& q, int64_t q_row,
-                             const std::vector<int32_t>& positions) const;
-
   DType dtype() const { return static_cast<DType>(shape_.args_dtype()); }
   // Of the query heads with an estimate: how many had the host's attention, and how far they are
   // from attention to all tokens, summed, and would be without.
@@ -330,11 +326,6 @@ class TwoContexts {
     const auto at = tokens_.at(sequence).back().begin() + row * shape_.token_floats();
     return Encode(std::vector<float>(at, at + shape_.token_floats()), dtype());
   }
-  // Of a query head and the given positions of the sequence, in float64.
-  std::vector<double> Scores(semkv_sequence sequence, int32_t layer, int32_t h,
-                             const std::vector<uint8_t>& q, int64_t q_row,
-                             const std::vector<int32_t>& positions) const;
-  static double Mass(const std::vector<double>& scores, const std::vector<int32_t>& positions);
   void ExpectAsGood(semkv_sequence sequence, const std::vector<int32_t>& taken,
                     const std::vector<int32_t>& expected,
                     const std::function<double(const std::vector<int32_t>&)>& mass) const;
@@ -362,35 +353,6 @@ class TwoContexts {
   double estimate_error_ = 0, plain_error_ = 0;
 };
 
-inline std::vector<double> TwoContexts::Scores(semkv_sequence sequence, int32_t layer, int32_t h,
-                                               const std::vector<uint8_t>& q, int64_t q_row,
-                                               const std::vector<int32_t>& positions) const {
-  const int64_t d = shape_.head_dim, kv_head = int64_t{h} * shape_.num_kv_heads / shape_.num_heads;
-  const std::vector<Token>& tokens = tokens_.at(sequence);
-  std::vector<double> scores;
-  for (int32_t position : positions) {
-    const float* key = tokens[position].data() + layer * 2 * shape_.token_floats() + kv_head * d;
-    double dot = 0;
-    for (int64_t c = 0; c < d; ++c) {
-      dot += double{key[c]} *
-             LoadAsFloat(q.data(), dtype(), q_row * shape_.query_floats() + h * d + c);
-    }
-    scores.push_back(dot / std::sqrt(static_cast<double>(d)));
-  }
-  return scores;
-}
-
-// The share that `positions` have of the attention that all tokens would get, which have `scores`.
-inline double TwoContexts::Mass(const std::vector<double>& scores,
-                                const std::vector<int32_t>& positions) {
-  double max = -INFINITY, sum = 0, taken = 0;
-  for (double score : scores) max = std::isnan(score) ? max : std::max(max, score);
-  const auto weight = [&](double score) { return std::isnan(score) ? 0 : std::exp(score - max); };
-  for (double score : scores) sum += weight(score);
-  for (int32_t position : positions) taken += weight(scores[position]);
-  return taken / sum;
-}
-
 // Clusters of the device are others than the host's, and as good.
 inline void TwoContexts::ExpectAsGood(
     semkv_sequence sequence, const std::vector<int32_t>& taken,
@@ -410,26 +372,6 @@ inline void TwoContexts::ExpectAsGood(
   std::set_intersection(taken.begin(), taken.end(), expected.begin(), expected.end(),
                         std::back_inserter(both));
   EXPECT_GE(both.size() + 2 + taken.size() / 50, taken.size());
-}
-
-inline std::vector<double> TwoContexts::Attend(semkv_sequence sequence, int32_t layer, int32_t h,
-                                               const std::vector<uint8_t>& q, int64_t q_row,
-                                               const std::vector<int32_t>& positions) const {
-  const int64_t d = shape_.head_dim, kv_head = int64_t{h} * shape_.num_kv_heads / shape_.num_heads;
-  const std::vector<Token>& tokens = tokens_.at(sequence);
-  const std::vector<double> scores = Scores(sequence, layer, h, q, q_row, positions);
-  const double max = scores.empty() ? 0 : *std::max_element(scores.begin(), scores.end());
-  std::vector<double> out(d);
-  double sum = 0;
-  for (size_t i = 0; i < positions.size(); ++i) {
-    const double weight = std::exp(scores[i] - max);
-    const float* value =
-        tokens[positions[i]].data() + (layer * 2 + 1) * shape_.token_floats() + kv_head * d;
-    for (int64_t c = 0; c < d; ++c) out[c] += weight * value[c];
-    sum += weight;
-  }
-  for (double& x : out) x /= sum > 0 ? sum : 1;
-  return out;
 }
 
 inline void TwoContexts::StepAndCompare(const std::vector<semkv_sequence>& rows,
@@ -482,19 +424,19 @@ inline void TwoContexts::CheckRow(semkv_sequence sequence, int32_t layer, int32_
   std::iota(all.begin(), all.end(), 0);
   for (int32_t h = 0; h < shape_.num_heads; ++h) {
     SCOPED_TRACE("head " + std::to_string(h));
+    const HeadReference head(shape_, tokens_.at(sequence), layer, h, q, r);
     std::vector<int32_t> taken = all, host_taken = all;
     if (is_sparse) {
       const int32_t s = h * selections / shape_.num_heads;
       taken = Selected(plans.second, r, s);
       host_taken = Selected(plans.first, r, s);
-      ExpectAsGood(sequence, taken, host_taken, [&](const auto& positions) {
-        return Mass(Scores(sequence, layer, h, q, r, all), positions);
-      });
+      ExpectAsGood(sequence, taken, host_taken,
+                   [&](const auto& positions) { return head.Mass(all, positions); });
     }
-    std::vector<double> expected = Attend(sequence, layer, h, q, r, taken);
+    std::vector<double> expected = head.Attend(taken);
     const int64_t first = r * shape_.query_floats() + h * shape_.head_dim;
     if (is_sparse && policy.estimate_rest != 0) {
-      const std::vector<double> dense = Attend(sequence, layer, h, q, r, all);
+      const std::vector<double> dense = head.Attend(all);
       for (int32_t c = 0; c < shape_.head_dim; ++c) {
         estimate_error_ += std::abs(LoadAsFloat(out.data(), dtype(), first + c) - dense[c]);
         plain_error_ += std::abs(expected[c] - dense[c]);
