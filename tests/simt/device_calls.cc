@@ -58,6 +58,11 @@ const char* Name(ShuffleKind kind) {
 
 }  // namespace
 
+void WaitForPreviousKernel() {
+  const InHarness harness;
+  Running()->WaitForPreviousKernel();
+}
+
 void SyncThreads(Place place) {
   const InHarness harness;
   Running()->Barrier(place);

@@ -27,6 +27,9 @@ struct Place {
 
 enum class ShuffleKind { kIndex, kUp, kDown, kXor };
 
+// Programmatic dependent launch (csrc/ops/cuda/dependent_launch.cuh).
+void WaitForPreviousKernel();
+
 // CTA barrier: every thread of the CTA must come to the same one.
 void SyncThreads(Place place);
 

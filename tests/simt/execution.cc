@@ -118,6 +118,7 @@ void Execution::RunThread(void* execution) {
   self->in_kernel_ = true;
   try {
     self->function_(self->argument_);
+    if (!self->running_->has_waited) self->Report("ends before it waits for the previous kernel");
   } catch (const EndOfLaunch&) {
   }
   self->in_kernel_ = false;
@@ -138,6 +139,7 @@ void Execution::RunCta(uint32_t cta) {
     thread.clock.lane_clock[i % kWarpSize] = 1;
     thread.copies.clear();
     thread.copy_group = 0;
+    thread.has_waited = !shape_.overlaps_previous;
     thread.fiber.Start(Stacks().Stack(i), &RunThread, this);
     ready_.push_back(i);
   }
@@ -181,7 +183,8 @@ void Execution::Fail(const std::string& message) {
 
 void Execution::CheckAccess(const MemoryAccess& access) {
   const bool in_kernel = std::exchange(in_kernel_, false);
-  const Verdict verdict = memory_.Check(access, running_->clock, running_->fiber.stack());
+  const Verdict verdict =
+      memory_.Check(access, running_->clock, running_->fiber.stack(), running_->has_waited);
   if (!verdict.message.empty()) Report(verdict.message);
   if (verdict.fatal) {
     failed_ = true;

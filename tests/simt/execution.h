@@ -54,7 +54,8 @@ struct Thread {
   WarpCall call;
   std::shared_ptr<const Operands> operands;  // of the call just completed
   std::vector<PendingCopy> copies;
-  int copy_group = 0;  // of copies not committed yet
+  int copy_group = 0;       // of copies not committed yet
+  bool has_waited = false;  // for the previous kernel; true at once where a launch does not overlap
 };
 
 class Execution {
@@ -78,6 +79,7 @@ class Execution {
   void Report(const std::string& message);
   [[noreturn]] void Fail(const std::string& message);
   void CheckAccess(const MemoryAccess& access);
+  void WaitForPreviousKernel() { thread().has_waited = true; }
   // Waits until every thread of the CTA waits at the barrier of `place`.
   void Barrier(Place place);
   // Waits until every lane of call.mask makes the same call; then thread().operands hold theirs.

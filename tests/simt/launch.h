@@ -11,12 +11,13 @@
 // seeds show what two schedules do. Shared memory holds 0xff bytes (NaN) when a CTA starts.
 //
 // Always found: deadlocks (some threads at a barrier, others gone or elsewhere), warp calls whose
-// mask does not fit, launch shapes and sums of shared memory that no GPU takes. With kMemoryHooks
-// also, from hooks that the compiler puts at every access of the kernel (memory_hooks.cc): accesses
-// outside the buffers and shared memory or not aligned, writes to a read-only buffer, races within
-// the CTA on shared memory and writes of two threads to one global byte, and the traffic of each
-// buffer. Without them (sanitizer builds) AddressSanitizer looks instead. Not seen: calls of memcpy
-// that the compiler leaves as calls.
+// mask does not fit, launch shapes and sums of shared memory that no GPU takes, threads of a launch
+// that overlaps the previous kernel and end without having waited for it. With kMemoryHooks also,
+// from hooks that the compiler puts at every access of the kernel (memory_hooks.cc): accesses
+// outside the buffers and shared memory or not aligned, of a buffer before that wait, writes to a
+// read-only buffer, races within the CTA on shared memory and writes of two threads to one global
+// byte, and the traffic of each buffer. Without them (sanitizer builds) AddressSanitizer looks
+// instead. Not seen: calls of memcpy that the compiler leaves as calls.
 //
 // Not for concurrent use: one launch at a time in a process.
 

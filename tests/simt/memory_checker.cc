@@ -170,7 +170,7 @@ bool MemoryChecker::IsReadable(const void* address) const {
 }
 
 Verdict MemoryChecker::Check(const MemoryAccess& access, const ThreadClock& now,
-                             const std::byte* stack) {
+                             const std::byte* stack, bool has_waited) {
   if (Contains(stack, kStackBytes, access.address, access.bytes)) return {};
   const bool whole = (access.bytes & (access.bytes - 1)) == 0 && access.bytes <= 16;
   const bool aligned =
@@ -179,6 +179,11 @@ Verdict MemoryChecker::Check(const MemoryAccess& access, const ThreadClock& now,
   for (BufferState& state : buffers_) {
     if (!Contains(state.buffer.data, state.buffer.bytes, access.address, access.bytes)) continue;
     if (!aligned) return {Describe(access) + " of " + state.buffer.name + ", not aligned", true};
+    if (!has_waited) {
+      return {
+          Describe(access) + " of " + state.buffer.name + " before waiting for the previous kernel",
+          true};
+    }
     return CheckGlobal(state, access, now);
   }
   if (Contains(arena_, kArenaBytes, access.address, access.bytes)) {

@@ -49,7 +49,9 @@ class MemoryChecker {
   int64_t static_shared_bytes() const { return static_shared_bytes_; }
   bool IsShared(const void* address, int64_t bytes) const;
 
-  Verdict Check(const MemoryAccess& access, const ThreadClock& now, const std::byte* stack);
+  // has_waited: the thread may touch global memory (csrc/ops/cuda/dependent_launch.cuh).
+  Verdict Check(const MemoryAccess& access, const ThreadClock& now, const std::byte* stack,
+                bool has_waited);
   std::map<std::string, Traffic> TakeTraffic();
 
  private:

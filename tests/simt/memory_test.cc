@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/vector_access.cuh"
 #include "csrc/ops/cuda/warp_reduce.cuh"
@@ -257,6 +258,27 @@ TEST(SimtBoundsTest, AccessesOutsideTheBuffersAreFoundAndDoNotHappen) {
   errors = Launch(Ctas(1, 128), options, [&] { Copy(to.data(), from.data(), 1); }).Errors();
   EXPECT_NE(errors.find("read-only buffer from"), std::string::npos) << errors;
   EXPECT_EQ(from[0], 3);
+}
+
+__global__ void CountUp(int* n, bool waits_first) {
+  Cells& cells = SharedMemory<Cells>();
+  cells.x[0] = 1;
+  if (waits_first) WaitForPreviousKernel();
+  *n += cells.x[0];
+  if (!waits_first) WaitForPreviousKernel();
+}
+
+TEST(SimtBoundsTest, AGlobalAccessBeforeTheWaitForThePreviousKernelIsFound) {
+  SEMKV_NEEDS_HOOKS();
+  std::vector<int> n(1);
+  const LaunchOptions options = {{Of("n", n, Access::kReadWrite)}};
+  LaunchShape shape = Ctas(1, 1);
+  EXPECT_EQ(Launch(shape, options, [&] { CountUp(n.data(), false); }).Errors(), "");
+  shape.overlaps_previous = true;
+  EXPECT_EQ(Launch(shape, options, [&] { CountUp(n.data(), true); }).Errors(), "");
+  const std::string errors = Launch(shape, options, [&] { CountUp(n.data(), false); }).Errors();
+  EXPECT_NE(errors.find("read of 4 bytes of n before waiting"), std::string::npos) << errors;
+  EXPECT_EQ(n[0], 2);
 }
 
 __global__ void IndexShared(int* out, int i) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/warp_reduce.cuh"
 #include "tests/simt/launch.h"
@@ -147,6 +148,20 @@ TEST(SimtTest, StaticAndDynamicSharedMemoryTogetherMayBeTooMuch) {
   ++shape.dynamic_shared_bytes;
   const std::string errors = Launch(shape, {}, [] { SharedMemory<Values>(); }).Errors();
   EXPECT_NE(errors.find("232449 bytes of shared memory"), std::string::npos) << errors;
+}
+
+__global__ void OneThreadDoesNotWait(uint32_t leaves) {
+  if (threadIdx.x == leaves) return;
+  WaitForPreviousKernel();
+}
+
+TEST(SimtTest, EveryThreadOfAnOverlappingLaunchWaitsForThePreviousKernel) {
+  LaunchShape shape = Ctas(2, 64);
+  EXPECT_EQ(Launch(shape, {}, [] { OneThreadDoesNotWait(40); }).Errors(), "");
+  shape.overlaps_previous = true;
+  EXPECT_EQ(Launch(shape, {}, [] { OneThreadDoesNotWait(64); }).Errors(), "");
+  const std::string errors = Launch(shape, {}, [] { OneThreadDoesNotWait(40); }).Errors();
+  EXPECT_NE(errors.find("thread (40, 0, 0): ends before it waits"), std::string::npos) << errors;
 }
 
 __global__ void MissingParticipant() {

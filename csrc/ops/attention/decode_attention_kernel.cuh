@@ -15,6 +15,7 @@
 #include "csrc/ops/attention/decode_attention_products.cuh"
 #include "csrc/ops/attention/decode_attention_task.cuh"
 #include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/mma.cuh"
@@ -268,6 +269,7 @@ __device__ inline bool IsLastPart(const DecodeAttentionLaunch& launch, const Dec
 template <DType kDType, DType kKv, int32_t kHeadDim>
 __global__ void __launch_bounds__(kDecodeThreads, DecodeLayout<kKv, kHeadDim>::kMinCtas)
     DecodeAttentionKernel(const __grid_constant__ DecodeAttentionLaunch launch) {
+  WaitForPreviousKernel();
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   DecodeTask task;
   if (!GetDecodeTask(launch, task)) return;
@@ -346,6 +348,7 @@ auto DispatchDecodeAttention(const DecodeAttentionParams& params, const DecodeAt
   shape.grid_y = static_cast<uint32_t>(plan.num_groups);
   shape.grid_z = static_cast<uint32_t>(params.num_rows);
   shape.threads = kDecodeThreads;
+  shape.overlaps_previous = true;
   if (params.q_dtype == DType::kFloat16) {
     return DispatchDecodePools<DType::kFloat16>(shape, params, launch);
   }

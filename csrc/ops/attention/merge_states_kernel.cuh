@@ -7,6 +7,7 @@
 
 #include "csrc/ops/attention/merge_states.h"
 #include "csrc/ops/attention/result_channels.cuh"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/dispatch.h"
 #include "csrc/ops/cuda/element.cuh"
 #include "csrc/ops/cuda/exp2.cuh"
@@ -23,6 +24,7 @@ constexpr int32_t kMergeThreads = 128;
 template <DType kFrom, DType kTo>
 __global__ void __launch_bounds__(kMergeThreads)
     MergeStatesKernel(const __grid_constant__ MergeStatesParams p) {
+  WaitForPreviousKernel();
   const uint32_t unit = blockIdx.x * kMergeThreads + threadIdx.x;
   const uint32_t head_units = static_cast<uint32_t>(p.head_dim / kPartChannels);
   const uint32_t row_head = unit / head_units;
@@ -65,6 +67,7 @@ auto DispatchMergeStates(const MergeStatesParams& params, const Launch& launch) 
   LaunchShape shape;
   shape.grid_x = static_cast<uint32_t>(CeilDiv(units, int64_t{kMergeThreads}));
   shape.threads = kMergeThreads;
+  shape.overlaps_previous = true;
   return DispatchDType(params.out_dtype, [&](auto to) {
     constexpr DType kTo = decltype(to)::value;
     if (params.dtype == kTo) return launch(&MergeStatesKernel<kTo, kTo>, shape);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "csrc/ops/cache/write_kv.h"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/dispatch.h"
 #include "csrc/ops/cuda/element.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
@@ -87,6 +88,7 @@ __device__ inline void StoreUnit(const ElementBits<kFrom> (&x)[kElements], float
 template <DType kFrom, DType kTo, WriteKvUnit kUnit>
 __global__ void __launch_bounds__(kWriteKvMaxThreads)
     WriteKvKernel(const __grid_constant__ WriteKvParams p) {
+  WaitForPreviousKernel();
   constexpr int32_t kElements = kWriteKvUnitElements<kFrom, kTo, kUnit>;
   using From = ElementBits<kFrom>;
   using To = ElementBits<kTo>;
@@ -132,6 +134,7 @@ inline LaunchShape WriteKvLaunchShape(const WriteKvParams& p, int32_t unit_eleme
   shape.grid_x = static_cast<uint32_t>(p.num_tokens);
   shape.threads = static_cast<uint32_t>(
       std::clamp(CeilDiv(units, kWarpSize) * kWarpSize, kWarpSize, kWriteKvMaxThreads));
+  shape.overlaps_previous = true;
   return shape;
 }
 

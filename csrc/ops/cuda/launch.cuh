@@ -1,10 +1,12 @@
-// The only `<<<>>>` of the project.
+// The only kernel launch of the project.
 
 #ifndef SEMKV_OPS_CUDA_LAUNCH_CUH_
 #define SEMKV_OPS_CUDA_LAUNCH_CUH_
 
 #include <cuda_runtime.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <type_traits>
 
 #include "csrc/ops/cuda/launch_shape.h"
@@ -28,6 +30,28 @@ cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const
 
 #else
 
+// Whether this build's code for the current device waits in WaitForPreviousKernel: sm_90a's does,
+// and runs on compute capability 9.0 alone; what runs elsewhere was made for sm_80.
+inline bool HasDependentLaunch() {
+  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+  bool is_built = false;
+  for (const int architecture : kArchitectures) is_built |= architecture == 900;
+  int device = 0, major = 0, minor = 0;
+  return is_built && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+}
+
+// SEMKV_CUDA_OVERLAP=0 makes every launch an ordinary one, to compare with.
+inline bool WantsDependentLaunch() {
+  static const bool wants = [] {
+    const char* value = std::getenv("SEMKV_CUDA_OVERLAP");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  return wants;
+}
+
 // Enqueues kernel(params) on `stream` and returns without waiting; an empty grid is a success.
 template <typename Params>
 cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const Params& params,
@@ -40,11 +64,20 @@ cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const
                              static_cast<int>(shape.dynamic_shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  const dim3 grid(shape.grid_x, shape.grid_y, shape.grid_z);
-  // clang-format off
-  kernel<<<grid, shape.threads, shape.dynamic_shared_bytes, stream>>>(params);
-  // clang-format on
-  return cudaGetLastError();
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x, shape.grid_y, shape.grid_z);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.dynamic_shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs =
+      shape.overlaps_previous && WantsDependentLaunch() && HasDependentLaunch() ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
+  if (error != cudaSuccess) (void)cudaGetLastError();  // reported here, and not once more elsewhere
+  return error;
 }
 
 #endif

@@ -14,6 +14,8 @@ struct LaunchShape {
   uint32_t grid_x = 1, grid_y = 1, grid_z = 1;  // CTAs; any 0: nothing is launched
   uint32_t threads = 1;                         // per CTA, at most 1,024
   uint32_t dynamic_shared_bytes = 0;            // per CTA, at most 227 KiB
+  // Set up while the stream's previous kernel runs (dependent_launch.cuh).
+  bool overlaps_previous = false;
 };
 
 constexpr bool IsEmpty(const LaunchShape& shape) {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/vector_access.cuh"
 #include "csrc/ops/residency/gather_pages.h"
@@ -43,6 +44,7 @@ __device__ inline void CopyPiece(const std::byte* from, std::byte* to, int32_t f
 template <PageDirection kDirection>
 __global__ void __launch_bounds__(kPageCopyThreads)
     CopyPagesKernel(const __grid_constant__ PageCopyParams p) {
+  WaitForPreviousKernel();
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t lane = thread % kWarpSize;
   const uint32_t warp = blockIdx.x * kPageCopyWarps + static_cast<uint32_t>(thread / kWarpSize);
@@ -76,6 +78,7 @@ inline LaunchShape PageCopyLaunchShape(const PageCopyParams& params, int32_t num
   LaunchShape shape;
   shape.grid_x = static_cast<uint32_t>(std::min<int64_t>(num_ctas, ctas));
   shape.threads = kPageCopyThreads;
+  shape.overlaps_previous = true;
   return shape;
 }
 

@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "csrc/ops/cuda/block_scan.cuh"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/last_cta.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
@@ -343,6 +344,7 @@ __device__ inline void StoreSlots(const ResolveParams& p, int32_t thread, Thread
 // grid = plan.num_ctas.
 __global__ void __launch_bounds__(kResolveThreads)
     ResolveKernel(const __grid_constant__ ResolveLaunch launch) {
+  WaitForPreviousKernel();
   const ResolveParams& p = launch.params;
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   ResolveShared& shared = SharedMemory<ResolveShared>();
@@ -371,6 +373,7 @@ __global__ void __launch_bounds__(kResolveThreads)
 // grid = plan.num_ctas; after ResolveKernel where that had several.
 __global__ void __launch_bounds__(kResolveThreads)
     ResolveSlotsKernel(const __grid_constant__ ResolveLaunch launch) {
+  WaitForPreviousKernel();
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   ThreadPages pages = LoadWanted(launch, thread);
   StoreSlots(launch.params, thread, pages, SharedMemory<ResolveShared>());
@@ -380,6 +383,7 @@ inline LaunchShape ResolveLaunchShape(const ResolvePlan& plan) {
   LaunchShape shape;
   shape.grid_x = static_cast<uint32_t>(plan.num_ctas);
   shape.threads = kResolveThreads;
+  shape.overlaps_previous = true;
   return shape;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/vector_access.cuh"
@@ -256,6 +257,7 @@ __device__ inline void WriteValues(const EstimateRestKernelParams& p, int64_t fi
 // and no value. Shared memory has room for 3 CTAs of an SM; left alone, ptxas spills for a fourth.
 __global__ void __launch_bounds__(kScoreThreads, 3)
     EstimateTilesKernel(const __grid_constant__ EstimateRestKernelParams p) {
+  WaitForPreviousKernel();
   EstimateShared& shared = SharedMemory<EstimateShared>();
   const ScoreListsParams& op = p.score.op;
   const int32_t heads = op.num_heads / op.num_selections;
@@ -368,6 +370,7 @@ __device__ inline float SumStates(const EstimateRestKernelParams& p, int64_t row
 // allows, all loads of SumStates are in flight; left alone, ptxas saves some and makes loads wait.
 __global__ void __launch_bounds__(kScoreThreads, 8)
     EstimateJoinKernel(const __grid_constant__ EstimateRestKernelParams p) {
+  WaitForPreviousKernel();
   EstimateJoinShared& shared = SharedMemory<EstimateJoinShared>();
   int32_t* tiles = reinterpret_cast<int32_t*>(DynamicSharedMemory());
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
@@ -425,6 +428,7 @@ inline LaunchShape EstimateJoinShape(const ScoreListsPlan& plan) {
   shape.grid_x = static_cast<uint32_t>(plan.num_heads);
   shape.grid_y = static_cast<uint32_t>(plan.num_rows);
   shape.threads = kScoreThreads;
+  shape.overlaps_previous = true;
   shape.dynamic_shared_bytes = static_cast<uint32_t>(plan.max_tiles * sizeof(int32_t));
   return shape;
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "csrc/ops/cuda/copy_async.cuh"
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/cuda/vector_access.cuh"
@@ -100,6 +101,7 @@ __device__ inline void WriteMasses(const ScoreListsKernelParams& p, int64_t task
 // grid = (max_tiles, tasks); a CTA scores one tile.
 __global__ void __launch_bounds__(kScoreThreads)
     ScoreTilesKernel(const __grid_constant__ ScoreListsKernelParams p) {
+  WaitForPreviousKernel();
   ScoreShared& shared = SharedMemory<ScoreShared>();
   const int32_t heads = p.op.num_heads / p.op.num_selections;
   const int32_t head_dim = p.op.head_dim;
@@ -136,6 +138,7 @@ __global__ void __launch_bounds__(kScoreThreads)
 // One CTA of an SM is enough; for more the compiler would spill.
 __global__ void __launch_bounds__(kScoreKeyThreads, 1)
     ScoreKeysKernel(const __grid_constant__ ScoreListsKernelParams p) {
+  WaitForPreviousKernel();
   KeyShared& shared = SharedMemory<KeyShared>();
   int32_t* partitions = reinterpret_cast<int32_t*>(DynamicSharedMemory());  // [max_tiles]
   const int32_t heads = p.op.num_heads / p.op.num_selections;
@@ -169,6 +172,7 @@ inline LaunchShape ScoreKeysShape(const ScoreListsPlan& plan) {
   shape.grid_x = static_cast<uint32_t>(plan.max_tiles > 0 ? plan.key_ctas : 0);
   shape.grid_y = static_cast<uint32_t>(plan.num_rows * plan.num_selections);
   shape.threads = kScoreKeyThreads;
+  shape.overlaps_previous = true;
   shape.dynamic_shared_bytes = static_cast<uint32_t>(plan.max_tiles * sizeof(int32_t));
   return shape;
 }

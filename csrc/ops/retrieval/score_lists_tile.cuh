@@ -449,6 +449,7 @@ inline LaunchShape ScoreTilesShape(const ScoreListsPlan& plan) {
   shape.grid_x = static_cast<uint32_t>(plan.max_tiles);
   shape.grid_y = static_cast<uint32_t>(plan.num_rows * plan.num_selections);
   shape.threads = kScoreThreads;
+  shape.overlaps_previous = true;
   shape.dynamic_shared_bytes = static_cast<uint32_t>(
       LayOutScoreShared(plan.num_heads / plan.num_selections, plan.head_dim).bytes);
   return shape;

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/ops/cuda/dependent_launch.cuh"
 #include "csrc/ops/cuda/launch_shape.h"
 #include "csrc/ops/cuda/shared_memory.cuh"
 #include "csrc/ops/retrieval/score_lists_keys.cuh"
@@ -108,6 +109,7 @@ struct KeysInMemory {
 template <bool kPages>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     SelectListsKernel(const __grid_constant__ SelectListsKernelParams p) {
+  WaitForPreviousKernel();
   SelectShared& shared = SharedMemory<SelectShared>();
   const int64_t task = blockIdx.x;
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
@@ -148,6 +150,7 @@ struct KeysOfScores {
 template <bool kPages>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     RetrieveKernel(const __grid_constant__ RetrieveKernelParams p) {
+  WaitForPreviousKernel();
   SelectShared& shared = SharedMemory<SelectShared>();
   KeyShared& key_shared = SharedMemory<KeyShared>();
   const int64_t task = blockIdx.x;
@@ -224,6 +227,7 @@ inline LaunchShape SelectListsShape(const SelectListsPlan& plan) {
   LaunchShape shape;
   shape.grid_x = static_cast<uint32_t>(int64_t{plan.num_rows} * plan.num_selections);
   shape.threads = kSelectThreads;
+  shape.overlaps_previous = true;
   shape.dynamic_shared_bytes = static_cast<uint32_t>(LayOutSelectShared(plan).bytes);
   return shape;
 }
