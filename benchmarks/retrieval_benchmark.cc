@@ -27,7 +27,8 @@ using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalInput;
 
 enum Operation : int64_t { kScore = 0, kSelect = 1, kRetrieve = 2, kEstimate = 3 };
-enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1 };
+// The last two with int4 centroids, of clusters of 32 as kHybrid's and of 16.
+enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1, kInt4 = 2, kInt4Of16 = 3 };
 
 constexpr int64_t kCacheBytes = 80 << 20;  // of centroids; twice what the L3 of a server holds
 
@@ -46,6 +47,8 @@ struct Layers {
       c.sentence_tokens = 0;
       c.cluster_tokens = 64;
     }
+    if (policy == kInt4 || policy == kInt4Of16) c.form = CentroidForm::kInt4;
+    if (policy == kInt4Of16) c.cluster_tokens = 16;
     for (int64_t bytes = 0; bytes < kCacheBytes; bytes += layers.back()->centroid_bytes()) {
       layers.push_back(std::make_unique<RetrievalInput>(c, layers.size()));
       const size_t needed = layers.back()->RetrieveWorkspace(1).size();
@@ -166,10 +169,11 @@ void BM_Retrieval(benchmark::State& state) {
   state.counters["reads"] = run[0] / read[0];
 }
 BENCHMARK(BM_Retrieval)
-    ->ArgNames({"op", "context", "hybrid"})
+    ->ArgNames({"op", "context", "policy"})
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {8192}, {kClustersOf64, kHybrid}})
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {32768}, {kClustersOf64, kHybrid}})
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {131072}, {kClustersOf64, kHybrid}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {32768, 131072}, {kInt4, kInt4Of16}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

@@ -28,18 +28,7 @@ ListStore::ListStore(const ListStoreShape& shape, Device* device)
   if (!shape.ranges) offsets_.resize(shape.num_cells, 0);  // stride max_lists_ + 1, max_lists_ 0
 }
 
-int64_t ListStore::centroid_bytes() const {
-  switch (shape_.form) {
-    case CentroidForm::kInt8:
-      return shape_.head_dim;
-    case CentroidForm::kBFloat16:
-      return int64_t{2} * shape_.head_dim;
-    case CentroidForm::kFloat32:
-    case CentroidForm::kBounds:
-      break;
-  }
-  return int64_t{4} * shape_.head_dim;
-}
+int64_t ListStore::centroid_bytes() const { return CentroidRowBytes(shape_.form, shape_.head_dim); }
 
 absl::Status ListStore::Reserve(int32_t max_lists, int32_t max_members) {
   if (device_ != nullptr) {
@@ -49,7 +38,7 @@ absl::Status ListStore::Reserve(int32_t max_lists, int32_t max_members) {
   const int64_t cells = shape_.num_cells;
   if (max_lists > max_lists_) {
     Restride(&centroids_, cells, max_lists_ * centroid_bytes(), max_lists * centroid_bytes());
-    if (shape_.form == CentroidForm::kInt8) Restride(&scales_, cells, max_lists_, max_lists);
+    if (HasScales(shape_.form)) Restride(&scales_, cells, max_lists_, max_lists);
     if (shape_.form != CentroidForm::kBounds) Restride(&variances_, cells, max_lists_, max_lists);
     if (shape_.value_means) {
       const int64_t d = shape_.head_dim;
@@ -118,6 +107,10 @@ void ListStore::AppendVectors(int32_t cell, const NewLists& lists) {
       EncodeInt8(lists.means, center(cell), lists.nlist, shape_.head_dim, static_cast<int8_t*>(to),
                  &scales_[at]);
       break;
+    case CentroidForm::kInt4:
+      EncodeInt4(lists.means, center(cell), lists.nlist, shape_.head_dim, static_cast<uint8_t*>(to),
+                 &scales_[at]);
+      break;
     case CentroidForm::kBFloat16:
       EncodeBFloat16(lists.means, center(cell), lists.nlist, shape_.head_dim,
                      static_cast<uint16_t*>(to));
@@ -168,8 +161,8 @@ ListsView ListStore::View(int32_t cell, int32_t first_position, int32_t partitio
   }
   const Arrays from = device_ != nullptr ? arrays_ : HostArrays();
   view.centroids = from.centroids + at * centroid_bytes();
-  if (shape_.form == CentroidForm::kInt8) view.scales = from.scales + at;
-  if (shape_.form == CentroidForm::kInt8 || shape_.form == CentroidForm::kBFloat16) {
+  if (HasScales(shape_.form)) view.scales = from.scales + at;
+  if (HasCenter(shape_.form)) {
     view.center = from.centers + int64_t{cell} * shape_.head_dim;
   }
   if (shape_.form != CentroidForm::kBounds) view.variances = from.variances + at;
@@ -191,7 +184,7 @@ int64_t ListStore::num_lists() const {
 
 int64_t ListStore::bytes() const {
   int64_t per_list = centroid_bytes();
-  if (shape_.form == CentroidForm::kInt8) per_list += 4;
+  if (HasScales(shape_.form)) per_list += 4;
   if (shape_.form != CentroidForm::kBounds) per_list += 4;
   if (shape_.value_means) per_list += int64_t{2} * shape_.head_dim;
   int64_t total = shape_.ranges ? 2 * static_cast<int64_t>(offsets_.size()) : 0;

@@ -16,7 +16,7 @@ ListStore::Arrays ListStore::LayOut(Workspace* memory, int32_t max_lists,
   a.offsets = memory->Take<uint16_t>((shape_.ranges ? 1 : cells) * (max_lists + 1));
   if (!shape_.ranges) a.members = memory->Take<uint16_t>(cells * max_members);
   a.centroids = memory->Take<uint8_t>(lists * centroid_bytes());
-  if (shape_.form == CentroidForm::kInt8) a.scales = memory->Take<float>(lists);
+  if (HasScales(shape_.form)) a.scales = memory->Take<float>(lists);
   if (shape_.form != CentroidForm::kBounds) a.variances = memory->Take<float>(lists);
   a.centers = memory->Take<float>(cells * shape_.head_dim);
   if (shape_.value_means) a.value_means = memory->Take<uint16_t>(lists * shape_.head_dim);

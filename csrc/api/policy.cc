@@ -155,7 +155,7 @@ absl::Status ValidatePolicy(const semkv_policy& policy) {
   SEMKV_RETURN_IF_ERROR(CheckRange("sentence_max_tokens", policy.sentence_max_tokens, 1, 8192));
   SEMKV_RETURN_IF_ERROR(
       CheckRange("sentence_min_tokens", policy.sentence_min_tokens, 1, policy.sentence_max_tokens));
-  SEMKV_RETURN_IF_ERROR(CheckRange("centroid_form", policy.centroid_form, 0, 2));
+  SEMKV_RETURN_IF_ERROR(CheckRange("centroid_form", policy.centroid_form, 0, 3));
   SEMKV_RETURN_IF_ERROR(CheckRange("variance_term", policy.variance_term, 0, 2));
   SEMKV_RETURN_IF_ERROR(CheckRange("group_rank", policy.group_rank, 0, 1));
   SEMKV_RETURN_IF_ERROR(CheckRange("force_sparse", policy.force_sparse, 0, 1));

@@ -17,9 +17,7 @@ int64_t NowNs() {
 }
 
 int64_t IndexBytes(const ListsView& view, int32_t head_dim) {
-  int64_t bytes = head_dim;
-  if (view.form == CentroidForm::kBFloat16) bytes *= 2;
-  if (view.form == CentroidForm::kFloat32 || view.form == CentroidForm::kBounds) bytes *= 4;
+  int64_t bytes = CentroidRowBytes(view.form, head_dim);
   if (view.scales != nullptr) bytes += 4;
   if (view.variances != nullptr) bytes += 4;
   return bytes * view.nlist;

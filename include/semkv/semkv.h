@@ -126,6 +126,7 @@ enum {
 
 enum { SEMKV_METRIC_L2 = 0, SEMKV_METRIC_COSINE = 1 };
 enum { SEMKV_CENTROID_INT8 = 0, SEMKV_CENTROID_BF16 = 1, SEMKV_CENTROID_F32 = 2 };
+enum { SEMKV_CENTROID_INT4 = 3 }; /* 32 divides head_dim */
 enum { SEMKV_VARIANCE_BOUNDED = 0, SEMKV_VARIANCE_HALF = 1, SEMKV_VARIANCE_NONE = 2 };
 enum { SEMKV_RANK_SHARE_SUM = 0, SEMKV_RANK_SHARE_MAX = 1 };
 
@@ -168,9 +169,8 @@ typedef struct semkv_policy {
   int32_t warm_up;   /* steps with at most so many queries in the open sentence attend to all kept
                         and all later tokens, whatever the budget (the paper's code: 1); a step whose
                         own token closes its sentence has none; 0: no such steps */
-  /* Clusters: */
-  float lone_share; /* in [0, 1): of the clusters, so many hold one token each, the keys farthest
-                       from the means of theirs; default 0, of cluster 0.25 */
+  float lone_share;  /* in [0, 1): of the clusters, so many hold one token each, the keys farthest
+                        from the means of theirs; default 0, of cluster 0.25 */
 } semkv_policy;
 
 /* Errors: INVALID_ARGUMENT if kind is no policy. */

@@ -115,10 +115,11 @@ INSTANTIATE_TEST_SUITE_P(S1, RetrievalQualityTest, ::testing::Values(false, true
                          });
 
 // Four segments whose keys have different means: codes are relative to each segment's own center.
-TEST(RetrievalQualityTest, Int8VectorsSelectAsFloatOnesDo) {
-  for (int i = 0; i < 2; ++i) {
+TEST(RetrievalQualityTest, QuantizedVectorsSelectAsFloatOnesDo) {
+  for (int i = 0; i < 4; ++i) {
     S1Options options;
     options.seed = testing::TestSeed(2000) + i;
+    options.outlier_channels = i < 2 ? 0 : 4;
     SEMKV_TRACE_SEED(options.seed);
     options.num_tokens = 32768;
     options.segment_tokens = 8192;
@@ -134,11 +135,13 @@ TEST(RetrievalQualityTest, Int8VectorsSelectAsFloatOnesDo) {
       return CapturedShare(data, masses, 1024, &fixture);
     };
     const double int8 = share(SEMKV_CENTROID_INT8);
+    const double int4 = share(SEMKV_CENTROID_INT4);
     const double bfloat16 = share(SEMKV_CENTROID_BF16);
     const double float32 = share(SEMKV_CENTROID_F32);
-    std::printf("seed %llu: int8 %.5f, bf16 %.5f, float %.5f\n",
-                static_cast<unsigned long long>(options.seed), int8, bfloat16, float32);
+    std::printf("seed %llu: int8 %.5f, int4 %.5f, bf16 %.5f, float %.5f\n",
+                static_cast<unsigned long long>(options.seed), int8, int4, bfloat16, float32);
     EXPECT_NEAR(int8, float32, 0.002);
+    EXPECT_NEAR(int4, float32, 0.002);
     EXPECT_NEAR(bfloat16, float32, 0.002);
   }
 }

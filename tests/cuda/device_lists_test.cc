@@ -46,6 +46,8 @@ struct ReadLists {
     switch (view.form) {
       case CentroidForm::kInt8:
         return center[c] + scales[list] * static_cast<int8_t>(centroids[at]);
+      case CentroidForm::kInt4:
+        return center[c] + scales[list] * Int4Code(centroids[list * kDim / 2 + Int4Byte(c)], c);
       case CentroidForm::kBFloat16:
         return center[c] + LoadAsFloat(centroids.data(), DType::kBFloat16, at);
       default:
@@ -53,10 +55,6 @@ struct ReadLists {
     }
   }
 };
-
-int64_t CentroidBytes(CentroidForm form) {
-  return form == CentroidForm::kInt8 ? kDim : form == CentroidForm::kBFloat16 ? 2 * kDim : 4 * kDim;
-}
 
 // Copies of a view's arrays, which are in device memory or not.
 class Reader {
@@ -68,8 +66,8 @@ class Reader {
     lists.view = view;
     lists.offsets = Read(view.offsets, view.nlist + 1);
     lists.members = Read(view.members, lists.offsets.back());
-    lists.centroids =
-        Read(static_cast<const uint8_t*>(view.centroids), view.nlist * CentroidBytes(view.form));
+    lists.centroids = Read(static_cast<const uint8_t*>(view.centroids),
+                           view.nlist * CentroidRowBytes(view.form, kDim));
     lists.scales = Read(view.scales, view.nlist);
     lists.variances = Read(view.variances, view.nlist);
     lists.center = Read(view.center, kDim);
@@ -289,7 +287,7 @@ class TwoIndexes {
       for (int32_t c = 0; c < kDim; ++c) {
         double tolerance =
             1e-4 + 0.004 * std::abs(m.mean[c] - (lists.center.empty() ? 0 : lists.center[c]));
-        if (lists.view.form == CentroidForm::kInt8) tolerance = 1e-4 + 0.51 * lists.scales[list];
+        if (HasScales(lists.view.form)) tolerance = 1e-4 + 0.51 * lists.scales[list];
         EXPECT_NEAR(lists.Channel(list, c), m.mean[c], tolerance) << "channel " << c;
       }
       EXPECT_NEAR(lists.variances[list], m.squares / m.count, 1e-3 * m.squares / m.count + 1e-4);
@@ -367,6 +365,8 @@ TEST(DeviceListsTest, AreThoseOfTheHost) {
   policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
   policies.back().centroid_form = SEMKV_CENTROID_BF16;
   policies.back().cluster_metric = SEMKV_METRIC_COSINE;
+  policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
+  policies.back().centroid_form = SEMKV_CENTROID_INT4;
   for (size_t i = 0; i < policies.size(); ++i) {
     SCOPED_TRACE(std::string(PolicyName(policies[i].kind)) + ", case " + std::to_string(i));
     TwoIndexes indexes(policies[i], 700, i % 2 == 0 ? DType::kFloat16 : DType::kBFloat16, seed);

@@ -84,6 +84,25 @@ std::string PolicySupport(int32_t device, int32_t kind) {
   return refused;
 }
 
+std::string CentroidHeadDims(int32_t device, int32_t form) {
+  std::vector<std::string> dims;
+  for (int32_t head_dim = 16; head_dim <= 512; head_dim += 16) {
+    const semkv_options options = Options(device, SEMKV_DTYPE_BF16, head_dim, 16);
+    semkv_context* context = nullptr;
+    if (semkv_context_create(&options, &context) != SEMKV_OK) continue;
+    semkv_sequence sequence = 0;
+    SEMKV_EXPECT_OK(semkv_sequence_create(context, 0, &sequence));
+    semkv_policy policy;
+    SEMKV_EXPECT_OK(semkv_policy_init(&policy, SEMKV_POLICY_CLUSTER));
+    policy.centroid_form = form;
+    const int status = semkv_sequence_set_policy(context, sequence, &policy);
+    EXPECT_TRUE(status == SEMKV_OK || status == SEMKV_INVALID_ARGUMENT) << semkv_last_error();
+    if (status == SEMKV_OK) dims.push_back(std::to_string(head_dim));
+    semkv_context_destroy(context);
+  }
+  return Join(dims);
+}
+
 std::string SupportPage() {
   std::ostringstream page;
   page << "# What is supported\n\n"
@@ -108,6 +127,15 @@ std::string SupportPage() {
   for (int32_t kind = 0; kind < SEMKV_NUM_POLICIES; ++kind) {
     page << "| " << semkv_policy_name(kind) << " | " << PolicySupport(kHost, kind) << " | "
          << PolicySupport(kDevice, kind) << " |\n";
+  }
+  page << "\n| centroid_form | head_dim, host | head_dim, device |\n|---|---|---|\n";
+  const std::pair<int32_t, const char*> forms[] = {{SEMKV_CENTROID_INT8, "int8"},
+                                                   {SEMKV_CENTROID_INT4, "int4"},
+                                                   {SEMKV_CENTROID_BF16, "bf16"},
+                                                   {SEMKV_CENTROID_F32, "f32"}};
+  for (const auto& [form, name] : forms) {
+    page << "| " << name << " | " << CentroidHeadDims(kHost, form) << " | "
+         << CentroidHeadDims(kDevice, form) << " |\n";
   }
   page
       << "\nAny number of query heads per KV head on the host, up to 64 on a device. q and out of "

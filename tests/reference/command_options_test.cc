@@ -61,6 +61,8 @@ TEST(CommandOptionsTest, EveryRunOptionIsRead) {
                                    "1",
                                    "--cluster-size",
                                    "64",
+                                   "--centroids",
+                                   "int4",
                                    "--mass-target",
                                    "0.5",
                                    "--estimate-rest",
@@ -103,6 +105,7 @@ TEST(CommandOptionsTest, EveryRunOptionIsRead) {
   EXPECT_EQ(policy->force_sparse, 1);
   EXPECT_EQ(policy->dense_layers, 1);
   EXPECT_EQ(policy->cluster_size, 64);
+  EXPECT_EQ(policy->centroid_form, SEMKV_CENTROID_INT4);
   EXPECT_EQ(policy->mass_target, 0.5f);
   EXPECT_EQ(policy->estimate_rest, 1);
 }
@@ -123,6 +126,7 @@ TEST(CommandOptionsTest, RefusalsNameTheOptionAndTheNumbers) {
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--budget", "many"})), "--budget"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--recent", "0"})), "--recent"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--kv-dtype", "f8"})), "--kv-dtype"));
+  EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--centroids", "int2"})), "--centroids"));
   EXPECT_TRUE(absl::StrContains(Refusal(RunArguments({"--template", "Q?"})), "--template"));
   EXPECT_TRUE(
       absl::StrContains(Refusal(RunArguments({"--json", "a", "--html", "a"})), "same file: a"));

@@ -1,9 +1,9 @@
 // The stored form of inverted lists, of many cells at once: vectors of the lists' keys, encoded,
 // and the lists' places, appended to the arrays of a store. Keys of a cell lie side by side.
 //
-// The vectors are those of list_means.h: mean key and variance, encoded as EncodeInt8 and
-// EncodeBFloat16 do, or ListBounds. Members whose key is not finite are left out; a list without
-// finite members has mean 0 (so the code of 0 - center), variance 0 and bounds 0.
+// The vectors are those of list_means.h: mean key and variance, encoded as EncodeInt8, EncodeInt4
+// and EncodeBFloat16 do, or ListBounds. Members whose key is not finite are left out; a list
+// without finite members has mean 0 (so the code of 0 - center), variance 0 and bounds 0.
 //
 // What ListStore::AppendCell (csrc/api/list_store.cc) does cell by cell, over list_means, is the
 // host form of this.
@@ -35,13 +35,13 @@ struct AppendListsParams {
   const uint16_t* members = nullptr;  // of each cell: rows of keys; null: list i is the range of
                                       // rows [offsets[i], offsets[i + 1])
   int64_t members_cell = 0;           // elements from cell to cell
-  const float* centers = nullptr;     // [num_cells, head_dim], kInt8 and kBFloat16; null: 0
+  const float* centers = nullptr;     // [num_cells, head_dim], where HasCenter; null: 0
 
   int32_t max_lists = 0;       // of a cell of the store
   int32_t first_list = 0;      // where the lists go
   void* centroids = nullptr;   // out: [num_cells, max_lists, head_dim], of the form's type;
                                // kBounds: [num_cells, max_lists, 2, head_dim], least first
-  float* scales = nullptr;     // out: [num_cells, max_lists], kInt8 only
+  float* scales = nullptr;     // out: [num_cells, max_lists], where HasScales
   float* variances = nullptr;  // out: [num_cells, max_lists], not kBounds; may be null
 
   // Places; null: not written.
@@ -64,6 +64,9 @@ inline const char* AppendListsCudaUnsupported(const AppendListsParams& params) {
   if (params.nlist < 0 || params.nlist > 65535) return "nlist is not in 0..65535";
   if (d != 64 && d != 80 && d != 96 && d != 128 && d != 256) {
     return "head_dim is not 64, 80, 96, 128 or 256";
+  }
+  if (params.form == CentroidForm::kInt4 && d % kInt4Block != 0) {
+    return "int4 centroids of a head_dim that is no multiple of 32";
   }
   if (params.dtype != DType::kFloat16 && params.dtype != DType::kBFloat16) {
     return "keys are not float16 or bfloat16";

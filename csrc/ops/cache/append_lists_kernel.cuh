@@ -278,16 +278,31 @@ __device__ inline void LoadCenter(const float* from, int32_t thread,
   }
 }
 
-// Per thread: one channel of a centroid, as it is stored.
+__device__ inline int32_t CentroidCode(float x, float scale) {
+  return scale > 0.0f ? static_cast<int32_t>(rintf(x / scale)) : 0;
+}
+
+// Per warp, which has a block of kInt4Block channels, a lane one: 16 lanes write a byte each.
+template <int32_t kHeadDim>
+__device__ inline void StoreInt4(const AppendListsParams& p, int64_t place, int32_t channel,
+                                 float x, float scale) {
+  const int32_t code = CentroidCode(x, scale);
+  const int32_t upper = __shfl_xor_sync(kAllLanes, code, kInt4Block / 2);
+  if (channel >= kHeadDim || channel % kInt4Block >= kInt4Block / 2) return;
+  static_cast<uint8_t*>(p.centroids)[place * (kHeadDim / 2) + Int4Byte(channel)] =
+      static_cast<uint8_t>((code & 15) | upper << 4);
+}
+
+// Per thread: one channel of a centroid, as it is stored; not of kInt4.
 __device__ inline void StoreCentroid(const AppendListsParams& p, int64_t at, float x, float scale) {
   switch (p.form) {
     case CentroidForm::kInt8:
-      static_cast<int8_t*>(p.centroids)[at] =
-          scale > 0.0f ? static_cast<int8_t>(rintf(x / scale)) : int8_t{0};
+      static_cast<int8_t*>(p.centroids)[at] = static_cast<int8_t>(CentroidCode(x, scale));
       return;
     case CentroidForm::kBFloat16:
       static_cast<uint16_t*>(p.centroids)[at] = BFloat16FromFloat(x);
       return;
+    case CentroidForm::kInt4:
     case CentroidForm::kFloat32:
     case CentroidForm::kBounds:
       break;
@@ -337,14 +352,18 @@ __global__ void __launch_bounds__(kAppendThreads, 7)
     greatest = fmaxf(greatest, shared.greatest[w]);
   }
   // As EncodeInt8: below this a scale loses bits to underflow.
-  const float scale = greatest < 1e-30f ? 0.0f : greatest / 127.0f;
+  const float scale = greatest < 1e-30f ? 0.0f : greatest / GreatestCode(p.form);
   const int64_t place = PlaceInStore(p);
   for (int32_t i = 0; i < kChannels; ++i) {
     const int32_t channel = i * kAppendThreads + lane.thread;
-    if (channel < kHeadDim) StoreCentroid(p, place * kHeadDim + channel, x[i], scale);
+    if (p.form == CentroidForm::kInt4) {
+      StoreInt4<kHeadDim>(p, place, channel, x[i], scale);
+    } else if (channel < kHeadDim) {
+      StoreCentroid(p, place * kHeadDim + channel, x[i], scale);
+    }
   }
   if (lane.thread != 0) return;
-  if (p.form == CentroidForm::kInt8) p.scales[place] = scale;
+  if (HasScales(p.form)) p.scales[place] = scale;
   if (p.variances != nullptr) p.variances[place] = squares * inverse;
 }
 

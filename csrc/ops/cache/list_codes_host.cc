@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "csrc/ops/cache/list_means.h"
+#include "csrc/ops/retrieval/inverted_lists.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "csrc/ops/cache/list_codes_host.cc"
@@ -42,8 +43,8 @@ float GreatestMagnitude(const float* mean, const float* center, int32_t head_dim
   return greatest;
 }
 
-void EncodeInt8List(const float* mean, const float* center, int32_t head_dim, int8_t* codes,
-                    float* scale) {
+void EncodeList(const float* mean, const float* center, int32_t head_dim, float greatest_code,
+                int8_t* codes, float* scale) {
   // Below this a scale loses bits to underflow; a vector so short is as good as zero.
   constexpr float kLeastMagnitude = 1e-30f;
   const float greatest = GreatestMagnitude(mean, center, head_dim);
@@ -52,7 +53,7 @@ void EncodeInt8List(const float* mean, const float* center, int32_t head_dim, in
     std::fill_n(codes, head_dim, int8_t{0});
     return;
   }
-  *scale = greatest / 127.0f;
+  *scale = greatest / greatest_code;
   const float step = *scale;
   ForEachVector(head_dim, [&](auto d, int32_t c) HWY_ATTR {
     const hn::Rebind<int8_t, decltype(d)> d8;
@@ -77,7 +78,7 @@ HWY_AFTER_NAMESPACE();
 namespace semkv {
 namespace {
 
-HWY_EXPORT(EncodeInt8List);
+HWY_EXPORT(EncodeList);
 HWY_EXPORT(EncodeBFloat16List);
 
 }  // namespace
@@ -86,7 +87,26 @@ void EncodeInt8(const float* means, const float* center, int32_t nlist, int32_t 
                 int8_t* codes, float* scales) {
   for (int32_t i = 0; i < nlist; ++i) {
     const int64_t row = int64_t{i} * head_dim;
-    HWY_DYNAMIC_DISPATCH(EncodeInt8List)(means + row, center, head_dim, codes + row, scales + i);
+    HWY_DYNAMIC_DISPATCH(EncodeList)
+    (means + row, center, head_dim, GreatestCode(CentroidForm::kInt8), codes + row, scales + i);
+  }
+}
+
+constexpr int32_t kMaxHeadDim = 256;
+
+void EncodeInt4(const float* means, const float* center, int32_t nlist, int32_t head_dim,
+                uint8_t* codes, float* scales) {
+  int8_t code[kMaxHeadDim];
+  for (int32_t i = 0; i < nlist; ++i) {
+    HWY_DYNAMIC_DISPATCH(EncodeList)
+    (means + int64_t{i} * head_dim, center, head_dim, GreatestCode(CentroidForm::kInt4), code,
+     scales + i);
+    uint8_t* const to = codes + int64_t{i} * head_dim / 2;
+    for (int32_t c = 0; c < head_dim; c += kInt4Block) {
+      for (int32_t j = c; j < c + kInt4Block / 2; ++j) {
+        to[Int4Byte(j)] = static_cast<uint8_t>((code[j] & 15) | code[j + kInt4Block / 2] << 4);
+      }
+    }
   }
 }
 

@@ -39,7 +39,8 @@ SEMKV_VNNI_INLINE __m512i SumWithinBlocks(__m512i a, __m512i b, __m512i c, __m51
   return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, ce), _mm512_unpackhi_epi64(ab, ce));
 }
 
-// The lanes of even codes count 128 * (sum of the query's even channels) too much, code by code.
+// The lanes of even int8 codes count 128 * (sum of the query's even channels) too much, code by
+// code.
 SEMKV_VNNI_INLINE __m512i SurplusOfHeads(const int16_t* queries, int32_t head_dim) {
   __m512i surplus[kVnniHeads];
   for (int h = 0; h < kVnniHeads; ++h) {
@@ -53,10 +54,10 @@ SEMKV_VNNI_INLINE __m512i SurplusOfHeads(const int16_t* queries, int32_t head_di
   return SumWithinBlocks(surplus[0], surplus[1], surplus[2], surplus[3]);
 }
 
-// 16 channels of each of four lists.
-SEMKV_VNNI_INLINE __m512i LoadCodes(const int8_t* const* lists, int32_t channel) {
+// 16 bytes of each of four lists.
+SEMKV_VNNI_INLINE __m512i LoadCodes(const int8_t* const* lists, int32_t byte) {
   const auto load = [&](int l) SEMKV_VNNI {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lists[l] + channel));
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lists[l] + byte));
   };
   __m512i x = _mm512_castsi128_si512(load(0));
   x = _mm512_inserti32x4(x, load(1), 1);
@@ -77,27 +78,63 @@ SEMKV_VNNI_INLINE void StoreSums(const __m512i (&sums)[kVnniHeads], __m512i surp
   _mm_storeu_ps(dots + 3 * stride, _mm512_extractf32x4_ps(by_head, 3));
 }
 
-SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const int16_t* queries,
-                                int32_t head_dim, __m512i surplus, float* dots, int64_t stride) {
+struct HeadSums {
+  __m512i even[kVnniHeads], odd[kVnniHeads];
+};
+
+SEMKV_VNNI_INLINE void Clear(HeadSums& sums) {
+  for (int h = 0; h < kVnniHeads; ++h) sums.even[h] = sums.odd[h] = _mm512_setzero_si512();
+}
+
+// Adds the products of 16 channels, `channel` the first, of which the even and the odd codes are
+// int16.
+SEMKV_VNNI_INLINE void AddProducts(__m512i even, __m512i odd, const int16_t* queries,
+                                   int32_t channel, int32_t head_dim, HeadSums& sums) {
+#pragma GCC unroll 4
+  for (int h = 0; h < kVnniHeads; ++h) {
+    const int16_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * channel;
+    sums.even[h] = _mm512_dpwssd_epi32(sums.even[h], even, _mm512_load_si512(query));
+    sums.odd[h] = _mm512_dpwssd_epi32(sums.odd[h], odd, _mm512_load_si512(query + kSplitElements));
+  }
+}
+
+SEMKV_VNNI_INLINE void StoreHeads(HeadSums& sums, __m512i surplus, float* dots, int64_t stride) {
+  for (int h = 0; h < kVnniHeads; ++h) sums.even[h] = _mm512_add_epi32(sums.even[h], sums.odd[h]);
+  StoreSums(sums.even, surplus, dots, stride);
+}
+
+SEMKV_VNNI_INLINE void DotBlockInt8(const int8_t* const (&lists)[kVnniLists],
+                                    const int16_t* queries, int32_t head_dim, __m512i surplus,
+                                    float* dots, int64_t stride) {
   const __m512i low_byte = _mm512_set1_epi16(0x00ff), low_sign = _mm512_set1_epi16(0x0080);
-  __m512i even_sums[kVnniHeads], odd_sums[kVnniHeads];
-  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = odd_sums[h] = _mm512_setzero_si512();
+  HeadSums sums;
+  Clear(sums);
 #pragma GCC unroll 8
   for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
     const __m512i codes = LoadCodes(lists, c);
     // As int16: the odd codes, and the even codes plus 128.
     const __m512i odd = _mm512_srai_epi16(codes, 8);
     const __m512i even = _mm512_ternarylogic_epi32(codes, low_sign, low_byte, 0x28);  // (x ^ y) & z
-#pragma GCC unroll 4
-    for (int h = 0; h < kVnniHeads; ++h) {
-      const int16_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * c;
-      even_sums[h] = _mm512_dpwssd_epi32(even_sums[h], even, _mm512_load_si512(query));
-      odd_sums[h] =
-          _mm512_dpwssd_epi32(odd_sums[h], odd, _mm512_load_si512(query + kSplitElements));
-    }
+    AddProducts(even, odd, queries, c, head_dim, sums);
   }
-  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = _mm512_add_epi32(even_sums[h], odd_sums[h]);
-  StoreSums(even_sums, surplus, dots, stride);
+  StoreHeads(sums, surplus, dots, stride);
+}
+
+// 16 bytes are a block of kInt4Block channels: as int16, four codes.
+SEMKV_VNNI_INLINE void DotBlockInt4(const int8_t* const (&lists)[kVnniLists],
+                                    const int16_t* queries, int32_t head_dim, float* dots,
+                                    int64_t stride) {
+  HeadSums sums;
+  Clear(sums);
+#pragma GCC unroll 4
+  for (int32_t c = 0; c < head_dim; c += 2 * kVnniChannels) {
+    const __m512i codes = LoadCodes(lists, c / 2);
+    AddProducts(_mm512_srai_epi16(_mm512_slli_epi16(codes, 12), 12),
+                _mm512_srai_epi16(_mm512_slli_epi16(codes, 4), 12), queries, c, head_dim, sums);
+    AddProducts(_mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 12), _mm512_srai_epi16(codes, 12),
+                queries, c + kVnniChannels, head_dim, sums);
+  }
+  StoreHeads(sums, _mm512_setzero_si512(), dots, stride);
 }
 
 // How far ahead lists are asked for: 16 blocks of 128 channels into the second-level cache, where
@@ -137,36 +174,45 @@ class LinesAhead {
 };
 
 // kHeadDim: 0, or head_dim known to the compiler.
-template <int kHeadDim>
+template <CodesVnni kCodes, int kHeadDim>
 SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
                          const int16_t* queries, int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
-  const LinesAhead ahead(lists, int64_t{nlist} * head_dim, next);
+  const int32_t row = kCodes == CodesVnni::kInt4 ? head_dim / 2 : head_dim;  // bytes
+  const LinesAhead ahead(lists, int64_t{nlist} * row, next);
   const __m512i surplus = SurplusOfHeads(queries, head_dim);
   const int8_t* block[kVnniLists];
   for (int32_t i = 0; i < nlist; i += kVnniLists) {
-    const int8_t* const first = lists + int64_t{i} * head_dim;
+    const int8_t* const first = lists + int64_t{i} * row;
     const int last = std::min(kVnniLists, nlist - i) - 1;
     if (last == kVnniLists - 1) {
-      for (int l = 0; l < kVnniLists; ++l) block[l] = first + l * head_dim;
+      for (int l = 0; l < kVnniLists; ++l) block[l] = first + l * row;
     } else {  // the last list stands for those that are not there
-      for (int l = 0; l < kVnniLists; ++l) block[l] = first + std::min(l, last) * head_dim;
+      for (int l = 0; l < kVnniLists; ++l) block[l] = first + std::min(l, last) * row;
     }
-    ahead.Ask(int64_t{i} * head_dim, kVnniLists * head_dim);
+    ahead.Ask(int64_t{i} * row, kVnniLists * row);
     // Hides that the queries stay the same: GCC 12 would load them all before the loop, and spill.
     asm("" : "+r"(queries));
-    DotBlock(block, queries, head_dim, surplus, dots + i, stride);
+    if constexpr (kCodes == CodesVnni::kInt4) {
+      DotBlockInt4(block, queries, head_dim, dots + i, stride);
+    } else {
+      DotBlockInt8(block, queries, head_dim, surplus, dots + i, stride);
+    }
   }
 }
 
 }  // namespace
 
-void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int16_t* queries,
-              int32_t head_dim, float* dots, int64_t stride) {
-  if (head_dim == 128) {
-    DotLists<128>(lists, nlist, next, queries, head_dim, dots, stride);
+void DotsVnni(CodesVnni codes, const void* lists, int32_t nlist, const void* next,
+              const int16_t* queries, int32_t head_dim, float* dots, int64_t stride) {
+  const auto dot_lists = [&](auto* function) {
+    function(static_cast<const int8_t*>(lists), nlist, static_cast<const int8_t*>(next), queries,
+             head_dim, dots, stride);
+  };
+  if (codes == CodesVnni::kInt4) {
+    dot_lists(head_dim == 128 ? &DotLists<CodesVnni::kInt4, 128> : &DotLists<CodesVnni::kInt4, 0>);
   } else {
-    DotLists<0>(lists, nlist, next, queries, head_dim, dots, stride);
+    dot_lists(head_dim == 128 ? &DotLists<CodesVnni::kInt8, 128> : &DotLists<CodesVnni::kInt8, 0>);
   }
 }
 
@@ -176,7 +222,8 @@ void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int1
 
 namespace semkv {
 
-void DotsVnni(const int8_t*, int32_t, const int8_t*, const int16_t*, int32_t, float*, int64_t) {}
+void DotsVnni(CodesVnni, const void*, int32_t, const void*, const int16_t*, int32_t, float*,
+              int64_t) {}
 
 }  // namespace semkv
 

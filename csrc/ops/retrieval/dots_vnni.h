@@ -1,4 +1,4 @@
-// Dot products of query heads with int8 lists by AVX-512 VNNI (csrc/ops/vnni.h).
+// Dot products of query heads with int8 or int4 lists by AVX-512 VNNI (csrc/ops/vnni.h).
 //
 // The Highway code of list_dots-inl.h computes the same sums, bit for bit, on every other machine.
 
@@ -18,14 +18,17 @@ constexpr int kVnniLists = 4;      // dots are written in such blocks
 constexpr int64_t VnniQueryElements(int32_t head_dim) { return int64_t{4} * head_dim; }
 void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out);
 
+enum class CodesVnni { kInt8, kInt4 };  // CentroidForm::kInt8, kInt4
+
 // dots[h * stride + i] = sum over channels of query[h, c] * lists[i, c], for kVnniHeads heads.
-// lists: [nlist, head_dim]; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte aligned.
-// dots may be written up to kVnniLists - 1 past nlist. `next`: what will be read after the lists,
-// whose beginning is brought nearer while the last of them are multiplied; null: what follows them.
+// lists: [nlist, head_dim] codes; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte
+// aligned. dots may be written up to kVnniLists - 1 past nlist. `next`: what will be read after the
+// lists, whose beginning is brought nearer while the last of them are multiplied; null: what
+// follows them.
 //
 // REQUIRES: HasVnni().
-void DotsVnni(const int8_t* lists, int32_t nlist, const int8_t* next, const int16_t* queries,
-              int32_t head_dim, float* dots, int64_t stride);
+void DotsVnni(CodesVnni codes, const void* lists, int32_t nlist, const void* next,
+              const int16_t* queries, int32_t head_dim, float* dots, int64_t stride);
 
 }  // namespace semkv
 

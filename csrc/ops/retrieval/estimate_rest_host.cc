@@ -86,7 +86,7 @@ int32_t PackView(const ScoreListsParams& p, const ListsView& view, int32_t num_t
   for (int32_t i = 0; i < view.nlist; ++i) {
     const int32_t unread = CountUnread(view, i, s.open, num_tokens);
     if (unread == 0) continue;
-    const float list_scale = view.form == CentroidForm::kInt8 ? view.scales[i] : 1.0f;
+    const float list_scale = HasScales(view.form) ? view.scales[i] : 1.0f;
     for (int32_t h = 0; h < heads; ++h) {
       const float dot = s.scores[h * s.stride + first + i];
       const float factor = DotMultiplier(view, s.query, h, p.scale) * list_scale;

@@ -120,7 +120,7 @@ __device__ inline void ScoreUnread(const ScoreListsParams& p, int32_t thread,
   const TileView& view = shared.score.view;
   const int32_t heads = p.num_heads / p.num_selections;
   for (int32_t i = thread; i < view.tile.num_lists; i += kScoreThreads) {
-    const float scale = view.form == CentroidForm::kInt8 ? view.scales[view.first + i] : 1.0f;
+    const float scale = HasScales(view.form) ? view.scales[view.first + i] : 1.0f;
     for (int32_t h = 0; h < heads; ++h) {
       float* at = memory.scores + h * kScoreTileLists + i;
       const float score = fmaf(*at, shared.score.multiplier[h] * scale, shared.score.center_dot[h]);

@@ -144,6 +144,60 @@ HWY_INLINE void DotBlockInt8(D16 d16, const int8_t* const* lists, const int16_t*
 }
 #endif
 
+// The same of int4 lists. `D16` has at most the 16 lanes of a block's half.
+#if HWY_TARGET == HWY_SCALAR
+template <int kHeads, class D16>
+HWY_INLINE void DotBlockInt4(D16, const uint8_t* const* lists, const int16_t* queries,
+                             int32_t head_dim, float* dots, int64_t stride) {
+  for (int h = 0; h < kHeads; ++h) {
+    for (int l = 0; l < kBlockLists; ++l) {
+      int32_t sum = 0;
+      for (int32_t c = 0; c < head_dim; ++c) {
+        sum += queries[h * head_dim + c] * Int4Code(lists[l][Int4Byte(c)], c);
+      }
+      dots[h * stride + l] = static_cast<float>(sum);
+    }
+  }
+}
+#else
+template <int kHeads, class D16>
+HWY_INLINE void DotBlockInt4(D16 d16, const uint8_t* const* lists, const int16_t* queries,
+                             int32_t head_dim, float* dots, int64_t stride) {
+  const hn::Rebind<uint8_t, D16> d8;
+  const hn::RepartitionToWide<D16> d32;
+  using V16 = hn::Vec<D16>;
+  using V32 = hn::Vec<decltype(d32)>;
+  constexpr int kHalf = kInt4Block / 2;
+  V32 sums[kBlockLists][kHeads];
+  for (int l = 0; l < kBlockLists; ++l) {
+    for (int h = 0; h < kHeads; ++h) sums[l][h] = hn::Zero(d32);
+  }
+  V32 unused = hn::Zero(d32);
+  for (int32_t at = 0; at < head_dim / 2; at += hn::Lanes(d16)) {
+    // The channel of the lower halves of these bytes; that of the upper ones is kHalf on.
+    const int32_t channel = at / kHalf * kInt4Block + at % kHalf;
+    V16 lower_query[kHeads], upper_query[kHeads];
+    for (int h = 0; h < kHeads; ++h) {
+      lower_query[h] = hn::Load(d16, queries + h * head_dim + channel);
+      upper_query[h] = hn::Load(d16, queries + h * head_dim + channel + kHalf);
+    }
+    for (int l = 0; l < kBlockLists; ++l) {
+      const V16 bytes = hn::PromoteTo(d16, hn::LoadU(d8, lists[l] + at));
+      const V16 lower = hn::ShiftRight<12>(hn::ShiftLeft<12>(bytes));
+      const V16 upper = hn::ShiftRight<12>(hn::ShiftLeft<8>(bytes));
+      for (int h = 0; h < kHeads; ++h) {
+        V32& sum = sums[l][h];
+        sum = hn::ReorderWidenMulAccumulate(d32, lower, lower_query[h], sum, unused);
+        sum = hn::ReorderWidenMulAccumulate(d32, upper, upper_query[h], sum, unused);
+      }
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    StoreSumsOfFour(d32, sums[0][h], sums[1][h], sums[2][h], sums[3][h], dots + h * stride);
+  }
+}
+#endif
+
 // Loads of a list as float vectors: bf16, float32, and Quest's pair of bounds.
 struct BFloat16Lists {
   using T = uint16_t;
@@ -218,8 +272,7 @@ template <int kHeads>
 HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const QueryScratch& query,
                                  int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
-    DotsVnni(static_cast<const int8_t*>(view.centroids), view.nlist,
-             static_cast<const int8_t*>(next),
+    DotsVnni(CodesVnni::kInt8, view.centroids, view.nlist, next,
              query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
     return;
   }
@@ -232,6 +285,24 @@ HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const 
   } else {  // an odd multiple of 16 with vectors of 32
     const hn::CappedTag<int16_t, 16> d16_half;
     DotViewInt8<kHeads, 0>(d16_half, view, queries, head_dim, dots, stride);
+  }
+}
+
+template <int kHeads>
+HWY_INLINE void DotViewInt4(const ListsView& view, const void* next, const QueryScratch& query,
+                            int32_t head, int32_t head_dim, float* dots, int64_t stride) {
+  if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
+    DotsVnni(CodesVnni::kInt4, view.centroids, view.nlist, next,
+             query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
+    return;
+  }
+  const hn::CappedTag<int16_t, kInt4Block / 2> d16;
+  const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
+  const RowBlocks<uint8_t> rows(view.centroids, head_dim / 2, view.nlist);
+  const uint8_t* lists[kBlockLists];
+  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
+    rows.Point(i, lists);
+    DotBlockInt4<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
   }
 }
 
@@ -255,6 +326,9 @@ HWY_INLINE void DotViewOfHeads(const ListsView& view, const void* next, const Qu
   switch (view.form) {
     case CentroidForm::kInt8:
       DotViewOfAnyInt8<kHeads>(view, next, query, head, head_dim, dots, stride);
+      return;
+    case CentroidForm::kInt4:
+      DotViewInt4<kHeads>(view, next, query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kBFloat16:
       DotViewFloat<kHeads, BFloat16Lists>(view, 1, queries, head_dim, dots, stride);
@@ -358,12 +432,12 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
 // center_dot[h].
 inline float DotMultiplier(const ListsView& view, const QueryScratch& query, int32_t h,
                            float scale) {
-  return view.form == CentroidForm::kInt8 ? scale * query.int16_step[h] : scale;
+  return HasScales(view.form) ? scale * query.int16_step[h] : scale;
 }
 
 inline void DotCenter(const ListsView& view, int32_t heads, int32_t head_dim, float scale,
                       const QueryScratch& query) {
-  const bool has_center = view.form == CentroidForm::kInt8 || view.form == CentroidForm::kBFloat16;
+  const bool has_center = HasCenter(view.form);
   for (int32_t h = 0; h < heads; ++h) {
     query.center_dot[h] =
         has_center ? scale * DotFloat(query.query + int64_t{h} * head_dim, view.center, head_dim)

@@ -39,6 +39,11 @@ inline double ListDotReference(const ListsView& view, int32_t head_dim, int32_t 
         sum += query[c] * (view.center[c] + view.scales[i] * x);
         break;
       }
+      case CentroidForm::kInt4: {
+        const uint8_t* const row = static_cast<const uint8_t*>(view.centroids) + first / 2;
+        sum += query[c] * (view.center[c] + view.scales[i] * Int4Code(row[Int4Byte(c)], c));
+        break;
+      }
       case CentroidForm::kBFloat16: {
         const double x = FloatFromBFloat16(static_cast<const uint16_t*>(view.centroids)[first + c]);
         sum += query[c] * (view.center[c] + x);

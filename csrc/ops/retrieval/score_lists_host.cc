@@ -154,7 +154,7 @@ template <VarianceTerm kTerm>
 void ScoreBlocks(const ListsView& view, int32_t heads, int64_t first, const ScoreScratch& s) {
   const int32_t lanes = hn::Lanes(DF());
   for (int32_t i = 0; i < view.nlist; i += lanes) {
-    const ListBlock block = {view.form == CentroidForm::kInt8 ? view.scales + i : nullptr,
+    const ListBlock block = {HasScales(view.form) ? view.scales + i : nullptr,
                              view.variances != nullptr ? view.variances + i : nullptr,
                              view.offsets + i};
     if (view.nlist - i >= lanes) {

@@ -54,7 +54,7 @@ __device__ inline void ScoreTileLists(const ScoreListsKernelParams& p, int64_t t
   float* out = p.workspace.scores + task * heads * p.workspace.stride + view.tile.first_list;
   for (int32_t i = thread; i < view.tile.num_lists; i += kScoreThreads) {
     const int32_t size = shared.offsets[i + 1] - shared.offsets[i];
-    const float scale = view.form == CentroidForm::kInt8 ? view.scales[view.first + i] : 1.0f;
+    const float scale = HasScales(view.form) ? view.scales[view.first + i] : 1.0f;
     const float variance = term == VarianceTerm::kNone ? 0.0f : view.variances[view.first + i];
     const ListSpread list = {term, variance, logf(static_cast<float>(size > 1 ? size : 1))};
     bool dead = size == 0;

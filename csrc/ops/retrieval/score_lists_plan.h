@@ -22,12 +22,6 @@ constexpr int32_t kScoreTileBytes = 48 * 1024;    // of shared memory
 constexpr int32_t kScoreTileAlignment = 32;       // lists; tiles of a view begin at multiples of it
 constexpr int32_t kScoreWorkspaceAlignment = 64;  // bytes
 
-// Bytes of one list's vectors.
-SEMKV_HOST_DEVICE constexpr int32_t CentroidRowBytes(CentroidForm form, int32_t head_dim) {
-  if (form == CentroidForm::kInt8) return head_dim;
-  return form == CentroidForm::kBFloat16 ? 2 * head_dim : 4 * head_dim;
-}
-
 // Distance of rows in shared memory: 64 modulo 128 bytes, so that 8 lanes that read 64 bytes of two
 // neighbouring rows read every bank once.
 SEMKV_HOST_DEVICE constexpr int32_t ScorePitch(int32_t row_bytes) {

@@ -146,7 +146,7 @@ __device__ inline void BeginTile(const TileView& view, int32_t head_dim, int32_t
     const int32_t row = i / units;
     CopyAsync16(memory.tile + row * pitch + (i - row * units) * 16, from + int64_t{i} * 16);
   }
-  const bool has_center = view.form == CentroidForm::kInt8 || view.form == CentroidForm::kBFloat16;
+  const bool has_center = HasCenter(view.form);
   for (int32_t i = thread; i < head_dim / 4; i += kScoreThreads) {
     if (has_center) {
       CopyAsync16(memory.center + 4 * i, view.center + 4 * i);
@@ -258,7 +258,7 @@ __device__ inline void PrepareQueries(const ScoreListsParams& p, int32_t heads, 
     if (lane != 0) continue;
     const float finite = step == step ? 1.0f : step;
     shared.square_norm[h] = square_norm;
-    shared.multiplier[h] = p.scale * (shared.view.form == CentroidForm::kInt8 ? step : finite);
+    shared.multiplier[h] = p.scale * (HasScales(shared.view.form) ? step : finite);
   }
 }
 
@@ -272,34 +272,50 @@ __device__ inline void DotCenters(const ScoreListsParams& p, int32_t heads, int3
   }
 }
 
-// Per warp: dots of int8 lists with 4 heads at a time, upper and lower parts as the 8 columns of
-// one product. A lane reads 16 channels of a row at once; queries are read in the same order, so
-// the order of channels within the product does not matter.
-__device__ inline void DotInt8(int32_t num_lists, int32_t heads, int32_t head_dim, int32_t warp,
-                               int32_t lane, const ScoreMemory& memory) {
+// Four codes as int8; of int4, half 0 or 1 of each of four bytes times 16, since the half that is
+// the upper one of its byte has its sign in place.
+template <CentroidForm kForm>
+__device__ inline uint32_t FourCodes(uint32_t bytes, int32_t half) {
+  if constexpr (kForm == CentroidForm::kInt8) return bytes;
+  return (half == 0 ? bytes << 4 : bytes) & 0xf0f0f0f0u;
+}
+
+// Per warp: dots of int8 or int4 lists with 4 heads at a time, upper and lower parts as the 8
+// columns of one product. A lane reads 16 bytes of a row at once; queries are read in the order of
+// their channels, so the order of channels within the product does not matter.
+template <CentroidForm kForm>
+__device__ inline void DotCodes(int32_t num_lists, int32_t heads, int32_t head_dim, int32_t warp,
+                                int32_t lane, const ScoreMemory& memory) {
+  constexpr int32_t kHalves = kForm == CentroidForm::kInt4 ? 2 : 1;
+  constexpr int32_t kLaneChannels = 16 * kHalves, kUnit = kForm == CentroidForm::kInt4 ? 16 : 1;
   const int32_t g = lane / 4, t = lane % 4;
-  const int32_t pitch = ScorePitch(head_dim);
+  const int32_t pitch = ScorePitch(CentroidRowBytes(kForm, head_dim));
   for (int32_t first = warp * 16; first < num_lists; first += kScoreWarps * 16) {
     const std::byte* row = memory.tile + (first + g) * pitch;
     for (int32_t block = 0; block < heads; block += kScoreBlockHeads) {
       const int8_t* column = memory.query_int8 + (2 * block + g) * memory.int8_pitch;
       int32_t sum[4] = {};
-      for (int32_t channel = 16 * t; channel < CeilDiv(head_dim, 64) * 64; channel += 64) {
+      for (int32_t begin = 0; begin < head_dim; begin += 4 * kLaneChannels) {
+        const int32_t channel = begin + kLaneChannels * t;
         const bool inside = channel < head_dim;
-        const Vec16 upper = inside ? Load(row + channel) : Vec16{};
-        const Vec16 lower = inside ? Load(row + 8 * pitch + channel) : Vec16{};
-        const Vec16 query = Load(column + channel);
-        for (int32_t i = 0; i < 4; i += 2) {
-          const uint32_t a[4] = {upper.words[i], lower.words[i], upper.words[i + 1],
-                                 lower.words[i + 1]};
-          const uint32_t b[2] = {query.words[i], query.words[i + 1]};
-          MmaM16N8K32Int8(sum, a, b);
+        const Vec16 upper = inside ? Load(row + channel / kHalves) : Vec16{};
+        const Vec16 lower = inside ? Load(row + 8 * pitch + channel / kHalves) : Vec16{};
+        for (int32_t half = 0; half < kHalves; ++half) {
+          const Vec16 query = inside ? Load(column + channel + 16 * half) : Vec16{};
+          for (int32_t i = 0; i < 4; i += 2) {
+            const uint32_t a[4] = {FourCodes<kForm>(upper.words[i], half),
+                                   FourCodes<kForm>(lower.words[i], half),
+                                   FourCodes<kForm>(upper.words[i + 1], half),
+                                   FourCodes<kForm>(lower.words[i + 1], half)};
+            const uint32_t b[2] = {query.words[i], query.words[i + 1]};
+            MmaM16N8K32Int8(sum, a, b);
+          }
         }
       }
       if (block + t >= heads) continue;
       float* out = memory.scores + (block + t) * kScoreTileLists + first + g;
-      out[0] = static_cast<float>(256 * sum[0] + sum[1]);
-      out[8] = static_cast<float>(256 * sum[2] + sum[3]);
+      out[0] = static_cast<float>((256 * sum[0] + sum[1]) / kUnit);
+      out[8] = static_cast<float>((256 * sum[2] + sum[3]) / kUnit);
     }
   }
 }
@@ -405,7 +421,10 @@ __device__ inline void DotTile(int32_t heads, int32_t head_dim, int32_t thread,
   const int32_t lists = view.tile.num_lists;
   switch (view.form) {
     case CentroidForm::kInt8:
-      DotInt8(lists, heads, head_dim, warp, lane, memory);
+      DotCodes<CentroidForm::kInt8>(lists, heads, head_dim, warp, lane, memory);
+      return;
+    case CentroidForm::kInt4:
+      DotCodes<CentroidForm::kInt4>(lists, heads, head_dim, warp, lane, memory);
       return;
     case CentroidForm::kBFloat16:
       DotFloats<CentroidForm::kBFloat16>(lists, heads, head_dim, warp, lane, memory);

@@ -123,6 +123,17 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
       ->check(CLI::Range(-1, 1 << 20));
   app->add_option("--cluster-size", overrides->cluster_size, "mean tokens per cluster [32]")
       ->check(CLI::Range(1, 8192));
+  app->add_option_function<std::string>(
+         "--centroids",
+         [overrides](const std::string& name) {
+           static const std::map<std::string, int32_t> kForms = {{"int8", SEMKV_CENTROID_INT8},
+                                                                 {"int4", SEMKV_CENTROID_INT4},
+                                                                 {"bf16", SEMKV_CENTROID_BF16},
+                                                                 {"f32", SEMKV_CENTROID_F32}};
+           overrides->centroid_form = kForms.at(name);
+         },
+         "how the lists' vectors are kept: int8, int4, bf16, f32 [int8; papers' modes: f32]")
+      ->check(CLI::IsMember({"int8", "int4", "bf16", "f32"}));
   app->add_option("--lone-share", overrides->lone_share,
                   "of the clusters, so many hold one token each [0; cluster: 0.25]")
       ->check(CLI::Range(0.0, 0.999999));
@@ -276,6 +287,7 @@ absl::StatusOr<semkv_policy> MakePolicy(int32_t kind, int32_t budget,
   policy.min_context = overrides.min_context.value_or(policy.min_context);
   policy.dense_layers = overrides.dense_layers.value_or(policy.dense_layers);
   policy.cluster_size = overrides.cluster_size.value_or(policy.cluster_size);
+  policy.centroid_form = overrides.centroid_form.value_or(policy.centroid_form);
   policy.lone_share = overrides.lone_share.value_or(policy.lone_share);
   policy.mass_target = overrides.mass_target.value_or(policy.mass_target);
   if (kind == SEMKV_POLICY_SENTENCEKV) {

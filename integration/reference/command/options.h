@@ -25,6 +25,7 @@ struct PolicyOverrides {
   std::optional<int32_t> min_context;
   std::optional<int32_t> dense_layers;
   std::optional<int32_t> cluster_size;
+  std::optional<int32_t> centroid_form;
   std::optional<float> lone_share;
   std::optional<float> mass_target;
   std::optional<float> keep_factor;  // of sentencekv only

@@ -21,8 +21,13 @@
 namespace semkv::testing {
 
 inline constexpr int32_t kAppendHeadDims[] = {64, 80, 96, 128, 256};
-inline constexpr CentroidForm kAppendForms[] = {CentroidForm::kInt8, CentroidForm::kBFloat16,
-                                                CentroidForm::kFloat32, CentroidForm::kBounds};
+inline constexpr CentroidForm kAppendForms[] = {CentroidForm::kInt8, CentroidForm::kInt4,
+                                                CentroidForm::kBFloat16, CentroidForm::kFloat32,
+                                                CentroidForm::kBounds};
+// A pair of the two that exists.
+inline bool HasForm(CentroidForm form, int32_t head_dim) {
+  return form != CentroidForm::kInt4 || head_dim % kInt4Block == 0;
+}
 inline constexpr uint8_t kByteGuard = 0xa5;
 inline constexpr uint16_t kPlaceGuard = 0xa5a5;
 // In rows that are in no list and between cells: finite, so that it is not left out where it is
@@ -57,8 +62,7 @@ struct AppendStore {
 };
 
 inline int64_t CentroidBytes(const AppendListsParams& p) {
-  if (p.form == CentroidForm::kInt8) return p.head_dim;
-  return (p.form == CentroidForm::kBFloat16 ? 2 : 4) * int64_t{p.head_dim};
+  return CentroidRowBytes(p.form, p.head_dim);
 }
 
 // Keys and lists of a case, and a store with room before and behind.
@@ -227,16 +231,19 @@ inline float Centred(const AppendInput& input, const std::vector<float>& means, 
 }
 
 // Codes are next to what they encode, as near as the scale's and the mean's last digits tell.
-inline void ExpectInt8(const AppendInput& input, const AppendStore& expected,
-                       const std::vector<float>& means, int64_t place) {
+inline void ExpectCodes(const AppendInput& input, const AppendStore& expected,
+                        const std::vector<float>& means, int64_t place) {
+  const bool is_int4 = input.params.form == CentroidForm::kInt4;
+  const uint8_t* row = input.store.centroids.data() + place * CentroidBytes(input.params);
   const int32_t head_dim = input.params.head_dim;
   const float* mean = means.data() + place * head_dim;
   const float scale = expected.scales[place];
   float tolerance = 0.0f;
   for (int32_t d = 0; d < head_dim; ++d) tolerance = std::max(tolerance, MeanTolerance(mean[d]));
-  ASSERT_NEAR(input.store.scales[place], scale, scale == 0.0f ? 0.0f : tolerance / 100);
+  ASSERT_NEAR(input.store.scales[place], scale,
+              scale == 0.0f ? 0.0f : 1.25f * tolerance / GreatestCode(input.params.form));
   for (int32_t d = 0; d < head_dim; ++d) {
-    const int8_t code = static_cast<int8_t>(input.store.centroids[place * head_dim + d]);
+    const int32_t code = is_int4 ? Int4Code(row[Int4Byte(d)], d) : static_cast<int8_t>(row[d]);
     const float exact = scale > 0.0f ? Centred(input, means, place, d) / scale : 0.0f;
     const float near = scale > 0.0f ? 0.5001f + 3 * tolerance / scale : 0.0f;
     ASSERT_NEAR(code, exact, near) << "channel " << d;
@@ -248,7 +255,7 @@ inline void ExpectCentroid(const AppendInput& input, const AppendStore& expected
   const AppendListsParams& p = input.params;
   const uint8_t* stored = input.store.centroids.data() + place * CentroidBytes(p);
   const uint8_t* wanted = expected.centroids.data() + place * CentroidBytes(p);
-  if (p.form == CentroidForm::kInt8) return ExpectInt8(input, expected, means, place);
+  if (HasScales(p.form)) return ExpectCodes(input, expected, means, place);
   if (p.form == CentroidForm::kBounds) {
     for (int32_t d = 0; d < 2 * p.head_dim; ++d) {
       ASSERT_EQ(LoadAsFloat(stored, DType::kBFloat16, d), LoadAsFloat(wanted, DType::kBFloat16, d))
@@ -287,7 +294,7 @@ inline void ExpectStore(const AppendInput& input, const AppendStore& expected) {
       const auto is_guard = [](uint8_t byte) { return byte == kByteGuard; };
       EXPECT_TRUE(std::all_of(at, at + CentroidBytes(p), is_guard));
     }
-    if (!is_written || p.form != CentroidForm::kInt8) {
+    if (!is_written || !HasScales(p.form)) {
       EXPECT_EQ(store.scales[place], kGuard);
     }
     if (!is_written || p.form == CentroidForm::kBounds) {
@@ -302,6 +309,7 @@ inline std::vector<AppendCase> AppendCases(std::mt19937_64& rng) {
   for (int32_t head_dim : kAppendHeadDims) {
     for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
       for (CentroidForm form : kAppendForms) {
+        if (!HasForm(form, head_dim)) continue;
         for (ListLayout layout : {ListLayout::kRanges, ListLayout::kMembers}) {
           AppendCase c;
           c.num_cells = 1 + static_cast<int32_t>(rng() % 5);

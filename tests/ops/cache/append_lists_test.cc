@@ -47,6 +47,9 @@ void AppendVectorsByHost(AppendInput& input, int64_t cell) {
   if (p.form == CentroidForm::kInt8) {
     EncodeInt8(means.data(), center, p.nlist, p.head_dim, static_cast<int8_t*>(to),
                input.store.scales.data() + place);
+  } else if (p.form == CentroidForm::kInt4) {
+    EncodeInt4(means.data(), center, p.nlist, p.head_dim, static_cast<uint8_t*>(to),
+               input.store.scales.data() + place);
   } else if (p.form == CentroidForm::kBFloat16) {
     EncodeBFloat16(means.data(), center, p.nlist, p.head_dim, static_cast<uint16_t*>(to));
   } else {
@@ -188,6 +191,10 @@ TEST(AppendListsTest, WhatTheCudaFormRefuses) {
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.num_cells = -1; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.nlist = -1; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.head_dim = 72; }));
+  EXPECT_TRUE(refuses([](AppendListsParams& p) {
+    p.head_dim = 80;
+    p.form = CentroidForm::kInt4;
+  }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.dtype = DType::kFloat32; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.key_cell += 4; }));
   EXPECT_TRUE(

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrc/ops/numeric/float_convert.h"
+#include "csrc/ops/retrieval/inverted_lists.h"
 #include "tests/ops/cache/list_means_cases.h"
 #include "tests/testing/random.h"
 #include "tests/testing/simd_targets.h"
@@ -185,6 +186,35 @@ TEST(EncodeInt8Test, AZeroVectorHasScaleAndCodesZero) {
   EncodeInt8(tiny.data(), nullptr, 1, 64, codes.data(), scales.data());
   EXPECT_EQ(scales[0], 0.0f);
   EXPECT_EQ(codes[0], 0);
+}
+
+TEST(EncodeInt4Test, RoundTripIsWithinHalfAScale) {
+  const uint64_t seed = testing::TestSeed(37);
+  SEMKV_TRACE_SEED(seed);
+  std::mt19937_64 rng(seed);
+  constexpr int32_t kLists = 50;
+  for (int32_t head_dim : {32, 64, 96, 256}) {
+    std::vector<float> means = testing::RandomNormal(rng, kLists * head_dim, 3.0f);
+    const std::vector<float> center = testing::RandomNormal(rng, head_dim, 20.0f);
+    std::copy(center.begin(), center.end(), means.begin());  // list 0: scale and codes are 0
+    testing::ForEachSimdTarget([&] {
+      std::vector<uint8_t> codes(kLists * head_dim / 2 + 1, 0xa5);
+      std::vector<float> scales(kLists + 1, kGuard);
+      EncodeInt4(means.data(), center.data(), kLists, head_dim, codes.data(), scales.data());
+      EXPECT_EQ(codes.back(), 0xa5);
+      EXPECT_EQ(scales.back(), kGuard);
+      EXPECT_EQ(scales[0], 0.0f);
+      for (int32_t i = 0; i < kLists; ++i) {
+        int greatest = 0;
+        for (int32_t d = 0; d < head_dim; ++d) {
+          const int32_t code = Int4Code(codes[i * head_dim / 2 + Int4Byte(d)], d);
+          EXPECT_NEAR(code * scales[i], means[i * head_dim + d] - center[d], scales[i] * 0.5001f);
+          greatest = std::max(greatest, std::abs(code));
+        }
+        EXPECT_EQ(greatest, i == 0 ? 0 : 7);
+      }
+    });
+  }
 }
 
 TEST(EncodeBFloat16Test, RoundsTheDifferenceToTheCenter) {

@@ -64,6 +64,27 @@ inline std::vector<RetrievalCase> RetrievalCases() {
        .q_dtype = DType::kFloat16,
        .variance = VarianceTerm::kHalf},
       {.name = "Int8D16Heads3", .num_heads = 3, .num_selections = 1, .head_dim = 16},
+      {.name = "Int4D128Heads4",
+       .contexts = {5000, 257, 64},
+       .num_heads = 8,
+       .num_selections = 2,
+       .head_dim = 128,
+       .form = CentroidForm::kInt4,
+       .q_dtype = DType::kBFloat16},
+      {.name = "Int4D64Heads3",
+       .num_heads = 6,
+       .form = CentroidForm::kInt4,
+       .q_dtype = DType::kFloat16},
+      {.name = "Int4D96Heads7",
+       .contexts = {1500},
+       .num_heads = 14,
+       .head_dim = 96,
+       .form = CentroidForm::kInt4},
+      {.name = "Int4D256Heads1",
+       .contexts = {1500},
+       .num_heads = 2,
+       .head_dim = 256,
+       .form = CentroidForm::kInt4},
       {.name = "Int8ShareMaxEarliest",
        .variance = VarianceTerm::kNone,
        .rank = GroupRank::kShareMax,
@@ -286,13 +307,18 @@ class RetrievalInput {
     for (float& x : variances) x = 2.0f * Uniform();
     view.variances = KeepFloat(std::move(variances));
     switch (view.form) {
-      case CentroidForm::kInt8: {
-        std::vector<int8_t> x(elements);
+      case CentroidForm::kInt8:
+      case CentroidForm::kInt4: {
+        const bool is_int4 = view.form == CentroidForm::kInt4;
+        std::vector<int8_t> x(is_int4 ? elements / 2 : elements);
         for (int8_t& value : x) value = static_cast<int8_t>(rng_());
+        if (is_int4) {  // as far as codes of int8 reach
+          for (float& scale : scales) scale *= 16.0f;
+        }
+        centroid_bytes_ += static_cast<int64_t>(x.size());
         view.centroids = bytes_.emplace_back(std::move(x)).data();
         view.scales = KeepFloat(std::move(scales));
         view.center = KeepFloat(std::move(center));
-        centroid_bytes_ += elements;
         break;
       }
       case CentroidForm::kBFloat16:

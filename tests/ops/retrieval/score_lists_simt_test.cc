@@ -111,16 +111,16 @@ TEST(ScoreListsSimtTest, EqualsTheReferenceOnRandomRaggedRows) {
 // Lists of one token each, so that a context is as many lists: one less and one more than a tile
 // and its parts.
 TEST(ScoreListsSimtTest, TilesMayHoldAnyNumberOfLists) {
-  for (CentroidForm form : {CentroidForm::kInt8, CentroidForm::kFloat32}) {
+  for (CentroidForm form : {CentroidForm::kInt8, CentroidForm::kInt4, CentroidForm::kFloat32}) {
     RetrievalCase c;
     c.num_heads = 2;
     c.num_selections = 1;
-    c.head_dim = 16;
+    c.head_dim = form == CentroidForm::kInt4 ? 32 : 16;
     c.form = form;
     c.sentence_tokens = 1;
     c.cluster_tokens = 20;
     c.contexts = {1, 31, 32, 33, 255, 256, 257, 513, 1024};
-    ASSERT_EQ(ScoreTileLists(form, 16), 256);
+    ASSERT_EQ(ScoreTileLists(form, c.head_dim), 256);
     RetrievalInput input(c, 5);
     ExpectSimtEqualsReference(input, 1e-4);
   }
@@ -250,7 +250,8 @@ TEST(ScoreListsSimtTest, BoundsThatAreNotFiniteAreTheReferences) {
 // the scores between the launches are one's output and the other's input.
 TEST(ScoreListsSimtTest, MovesAtMostATenthMoreThanItMust) {
   if (!simt::kMemoryHooks) GTEST_SKIP() << "no traffic is counted in this build";
-  for (CentroidForm form : {CentroidForm::kInt8, CentroidForm::kBFloat16, CentroidForm::kBounds}) {
+  for (CentroidForm form :
+       {CentroidForm::kInt8, CentroidForm::kInt4, CentroidForm::kBFloat16, CentroidForm::kBounds}) {
     RetrievalCase c;
     c.contexts = {16384};
     c.num_heads = 4;
