@@ -310,10 +310,16 @@ __device__ inline void StoreCentroid(const AppendListsParams& p, int64_t at, flo
   static_cast<float*>(p.centroids)[at] = x;
 }
 
-// grid = (nlist, cells); a CTA has one list, its groups every kCount-th member each. 7 CTAs to an
-// SM are what its registers allow; without being told, ptxas spills for it on sm_80.
+// CTAs to an SM: what registers allow. Without being told, ptxas spills for more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int32_t kAppendMeansCtas = 6;
+#else
+constexpr int32_t kAppendMeansCtas = 7;
+#endif
+
+// grid = (nlist, cells); a CTA has one list, its groups every kCount-th member each.
 template <DType kDType, int32_t kHeadDim>
-__global__ void __launch_bounds__(kAppendThreads, 7)
+__global__ void __launch_bounds__(kAppendThreads, kAppendMeansCtas)
     AppendMeansKernel(const __grid_constant__ AppendListsParams p) {
   constexpr int32_t kChannels = kAppendChannels<kHeadDim>;
   AppendMeansShared<kHeadDim>& shared = SharedMemory<AppendMeansShared<kHeadDim>>();
