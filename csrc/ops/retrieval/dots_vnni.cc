@@ -16,6 +16,14 @@ void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
   }
 }
 
+void SplitQueryForVnniInt4(const int16_t* query, int32_t head_dim, int8_t* out) {
+  for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
+    for (int i = 0; i < 4 * kVnniChannels; ++i) {
+      out[4 * c + i] = static_cast<int8_t>(query[c + i % kVnniChannels]);
+    }
+  }
+}
+
 }  // namespace semkv
 
 #if defined(__x86_64__)
@@ -54,6 +62,20 @@ SEMKV_VNNI_INLINE __m512i SurplusOfHeads(const int16_t* queries, int32_t head_di
   return SumWithinBlocks(surplus[0], surplus[1], surplus[2], surplus[3]);
 }
 
+// Likewise int4 codes, all of them by 8.
+SEMKV_VNNI_INLINE __m512i SurplusOfHeads(const int8_t* queries, int32_t head_dim) {
+  __m512i surplus[kVnniHeads];
+  for (int h = 0; h < kVnniHeads; ++h) {
+    surplus[h] = _mm512_setzero_si512();
+    const int8_t* const query = queries + h * VnniQueryElements(head_dim);
+    for (int64_t at = 0; at < VnniQueryElements(head_dim); at += 4 * kVnniChannels) {
+      surplus[h] =
+          _mm512_dpbusd_epi32(surplus[h], _mm512_set1_epi8(8), _mm512_load_si512(query + at));
+    }
+  }
+  return SumWithinBlocks(surplus[0], surplus[1], surplus[2], surplus[3]);
+}
+
 // 16 bytes of each of four lists.
 SEMKV_VNNI_INLINE __m512i LoadCodes(const int8_t* const* lists, int32_t byte) {
   const auto load = [&](int l) SEMKV_VNNI {
@@ -78,63 +100,54 @@ SEMKV_VNNI_INLINE void StoreSums(const __m512i (&sums)[kVnniHeads], __m512i surp
   _mm_storeu_ps(dots + 3 * stride, _mm512_extractf32x4_ps(by_head, 3));
 }
 
-struct HeadSums {
-  __m512i even[kVnniHeads], odd[kVnniHeads];
-};
-
-SEMKV_VNNI_INLINE void Clear(HeadSums& sums) {
-  for (int h = 0; h < kVnniHeads; ++h) sums.even[h] = sums.odd[h] = _mm512_setzero_si512();
-}
-
-// Adds the products of 16 channels, `channel` the first, of which the even and the odd codes are
-// int16.
-SEMKV_VNNI_INLINE void AddProducts(__m512i even, __m512i odd, const int16_t* queries,
-                                   int32_t channel, int32_t head_dim, HeadSums& sums) {
-#pragma GCC unroll 4
-  for (int h = 0; h < kVnniHeads; ++h) {
-    const int16_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * channel;
-    sums.even[h] = _mm512_dpwssd_epi32(sums.even[h], even, _mm512_load_si512(query));
-    sums.odd[h] = _mm512_dpwssd_epi32(sums.odd[h], odd, _mm512_load_si512(query + kSplitElements));
-  }
-}
-
-SEMKV_VNNI_INLINE void StoreHeads(HeadSums& sums, __m512i surplus, float* dots, int64_t stride) {
-  for (int h = 0; h < kVnniHeads; ++h) sums.even[h] = _mm512_add_epi32(sums.even[h], sums.odd[h]);
-  StoreSums(sums.even, surplus, dots, stride);
-}
-
-SEMKV_VNNI_INLINE void DotBlockInt8(const int8_t* const (&lists)[kVnniLists],
-                                    const int16_t* queries, int32_t head_dim, __m512i surplus,
-                                    float* dots, int64_t stride) {
+SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const int16_t* queries,
+                                int32_t head_dim, __m512i surplus, float* dots, int64_t stride) {
   const __m512i low_byte = _mm512_set1_epi16(0x00ff), low_sign = _mm512_set1_epi16(0x0080);
-  HeadSums sums;
-  Clear(sums);
+  __m512i even_sums[kVnniHeads], odd_sums[kVnniHeads];
+  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = odd_sums[h] = _mm512_setzero_si512();
 #pragma GCC unroll 8
   for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
     const __m512i codes = LoadCodes(lists, c);
     // As int16: the odd codes, and the even codes plus 128.
     const __m512i odd = _mm512_srai_epi16(codes, 8);
     const __m512i even = _mm512_ternarylogic_epi32(codes, low_sign, low_byte, 0x28);  // (x ^ y) & z
-    AddProducts(even, odd, queries, c, head_dim, sums);
+#pragma GCC unroll 4
+    for (int h = 0; h < kVnniHeads; ++h) {
+      const int16_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * c;
+      even_sums[h] = _mm512_dpwssd_epi32(even_sums[h], even, _mm512_load_si512(query));
+      odd_sums[h] =
+          _mm512_dpwssd_epi32(odd_sums[h], odd, _mm512_load_si512(query + kSplitElements));
+    }
   }
-  StoreHeads(sums, surplus, dots, stride);
+  for (int h = 0; h < kVnniHeads; ++h) even_sums[h] = _mm512_add_epi32(even_sums[h], odd_sums[h]);
+  StoreSums(even_sums, surplus, dots, stride);
 }
 
-// 16 bytes are a block of kInt4Block channels: as int16, four codes.
-SEMKV_VNNI_INLINE void DotBlockInt4(const int8_t* const (&lists)[kVnniLists],
-                                    const int16_t* queries, int32_t head_dim, float* dots,
-                                    int64_t stride) {
-  HeadSums sums;
-  Clear(sums);
-#pragma GCC unroll 4
+// The same of int4 lists, of which 16 bytes are a block of kInt4Block channels. Codes are taken as
+// bytes, plus 8.
+SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const int8_t* queries,
+                                int32_t head_dim, __m512i surplus, float* dots, int64_t stride) {
+  constexpr int32_t kBytes = 4 * kVnniChannels;  // of a query in a register
+  const __m512i low_half = _mm512_set1_epi8(0x0f), low_sign = _mm512_set1_epi8(0x08);
+  __m512i lower_sums[kVnniHeads], upper_sums[kVnniHeads];
+  for (int h = 0; h < kVnniHeads; ++h) lower_sums[h] = upper_sums[h] = _mm512_setzero_si512();
+#pragma GCC unroll 8
   for (int32_t c = 0; c < head_dim; c += 2 * kVnniChannels) {
     const __m512i codes = LoadCodes(lists, c / 2);
-    AddProducts(_mm512_srai_epi16(_mm512_slli_epi16(codes, 12), 12),
-                _mm512_srai_epi16(_mm512_slli_epi16(codes, 4), 12), queries, c, head_dim, sums);
-    AddProducts(_mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 12), _mm512_srai_epi16(codes, 12),
-                queries, c + kVnniChannels, head_dim, sums);
+    const __m512i lower = _mm512_ternarylogic_epi32(codes, low_sign, low_half, 0x28);
+    const __m512i upper =
+        _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), low_sign, low_half, 0x28);
+#pragma GCC unroll 4
+    for (int h = 0; h < kVnniHeads; ++h) {
+      const int8_t* const query = queries + h * VnniQueryElements(head_dim) + 4 * c;
+      lower_sums[h] = _mm512_dpbusd_epi32(lower_sums[h], lower, _mm512_load_si512(query));
+      upper_sums[h] = _mm512_dpbusd_epi32(upper_sums[h], upper, _mm512_load_si512(query + kBytes));
+    }
   }
-  StoreHeads(sums, _mm512_setzero_si512(), dots, stride);
+  for (int h = 0; h < kVnniHeads; ++h) {
+    lower_sums[h] = _mm512_add_epi32(lower_sums[h], upper_sums[h]);
+  }
+  StoreSums(lower_sums, surplus, dots, stride);
 }
 
 // How far ahead lists are asked for: 16 blocks of 128 channels into the second-level cache, where
@@ -173,12 +186,12 @@ class LinesAhead {
   int64_t distance_;
 };
 
-// kHeadDim: 0, or head_dim known to the compiler.
-template <CodesVnni kCodes, int kHeadDim>
+// Query: int16_t for int8 lists, int8_t for int4. kHeadDim: 0, or head_dim known to the compiler.
+template <typename Query, int kHeadDim>
 SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
-                         const int16_t* queries, int32_t head_dim, float* dots, int64_t stride) {
+                         const Query* queries, int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
-  const int32_t row = kCodes == CodesVnni::kInt4 ? head_dim / 2 : head_dim;  // bytes
+  const int32_t row = sizeof(Query) == 1 ? head_dim / 2 : head_dim;  // bytes
   const LinesAhead ahead(lists, int64_t{nlist} * row, next);
   const __m512i surplus = SurplusOfHeads(queries, head_dim);
   const int8_t* block[kVnniLists];
@@ -193,27 +206,32 @@ SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
     ahead.Ask(int64_t{i} * row, kVnniLists * row);
     // Hides that the queries stay the same: GCC 12 would load them all before the loop, and spill.
     asm("" : "+r"(queries));
-    if constexpr (kCodes == CodesVnni::kInt4) {
-      DotBlockInt4(block, queries, head_dim, dots + i, stride);
-    } else {
-      DotBlockInt8(block, queries, head_dim, surplus, dots + i, stride);
-    }
+    DotBlock(block, queries, head_dim, surplus, dots + i, stride);
+  }
+}
+
+template <typename Query>
+void DotListsOf(const void* lists, int32_t nlist, const void* next, const Query* queries,
+                int32_t head_dim, float* dots, int64_t stride) {
+  const int8_t* const from = static_cast<const int8_t*>(lists);
+  const int8_t* const then = static_cast<const int8_t*>(next);
+  if (head_dim == 128) {
+    DotLists<Query, 128>(from, nlist, then, queries, head_dim, dots, stride);
+  } else {
+    DotLists<Query, 0>(from, nlist, then, queries, head_dim, dots, stride);
   }
 }
 
 }  // namespace
 
-void DotsVnni(CodesVnni codes, const void* lists, int32_t nlist, const void* next,
-              const int16_t* queries, int32_t head_dim, float* dots, int64_t stride) {
-  const auto dot_lists = [&](auto* function) {
-    function(static_cast<const int8_t*>(lists), nlist, static_cast<const int8_t*>(next), queries,
-             head_dim, dots, stride);
-  };
-  if (codes == CodesVnni::kInt4) {
-    dot_lists(head_dim == 128 ? &DotLists<CodesVnni::kInt4, 128> : &DotLists<CodesVnni::kInt4, 0>);
-  } else {
-    dot_lists(head_dim == 128 ? &DotLists<CodesVnni::kInt8, 128> : &DotLists<CodesVnni::kInt8, 0>);
-  }
+void DotsVnni(const void* lists, int32_t nlist, const void* next, const int16_t* queries,
+              int32_t head_dim, float* dots, int64_t stride) {
+  DotListsOf(lists, nlist, next, queries, head_dim, dots, stride);
+}
+
+void DotsVnniInt4(const void* lists, int32_t nlist, const void* next, const int8_t* queries,
+                  int32_t head_dim, float* dots, int64_t stride) {
+  DotListsOf(lists, nlist, next, queries, head_dim, dots, stride);
 }
 
 }  // namespace semkv
@@ -222,8 +240,8 @@ void DotsVnni(CodesVnni codes, const void* lists, int32_t nlist, const void* nex
 
 namespace semkv {
 
-void DotsVnni(CodesVnni, const void*, int32_t, const void*, const int16_t*, int32_t, float*,
-              int64_t) {}
+void DotsVnni(const void*, int32_t, const void*, const int16_t*, int32_t, float*, int64_t) {}
+void DotsVnniInt4(const void*, int32_t, const void*, const int8_t*, int32_t, float*, int64_t) {}
 
 }  // namespace semkv
 

@@ -18,8 +18,6 @@ constexpr int kVnniLists = 4;      // dots are written in such blocks
 constexpr int64_t VnniQueryElements(int32_t head_dim) { return int64_t{4} * head_dim; }
 void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out);
 
-enum class CodesVnni { kInt8, kInt4 };  // CentroidForm::kInt8, kInt4
-
 // dots[h * stride + i] = sum over channels of query[h, c] * lists[i, c], for kVnniHeads heads.
 // lists: [nlist, head_dim] codes; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte
 // aligned. dots may be written up to kVnniLists - 1 past nlist. `next`: what will be read after the
@@ -27,8 +25,13 @@ enum class CodesVnni { kInt8, kInt4 };  // CentroidForm::kInt8, kInt4
 // follows them.
 //
 // REQUIRES: HasVnni().
-void DotsVnni(CodesVnni codes, const void* lists, int32_t nlist, const void* next,
-              const int16_t* queries, int32_t head_dim, float* dots, int64_t stride);
+void DotsVnni(const void* lists, int32_t nlist, const void* next, const int16_t* queries,
+              int32_t head_dim, float* dots, int64_t stride);
+
+// The same of CentroidForm::kInt4 lists and queries of 8 bits: every 16 channels four times.
+void SplitQueryForVnniInt4(const int16_t* query, int32_t head_dim, int8_t* out);
+void DotsVnniInt4(const void* lists, int32_t nlist, const void* next, const int8_t* queries,
+                  int32_t head_dim, float* dots, int64_t stride);
 
 }  // namespace semkv
 

@@ -16,7 +16,8 @@ enum class CentroidForm : int32_t {
   kInt8 = 0,      // centroid = center + scales[i] * int8 vector; center is the segment's mean key
   kBFloat16 = 1,  // centroid = center + bf16 vector
   kFloat32 = 2,   // centroid itself; center is not added
-  kInt4 = 3,      // as kInt8 with codes in [-7, 7], two to a byte (Int4Code); 32 divides head_dim
+  kInt4 = 3,      // as kInt8 with codes in [-7, 7], two to a byte (Int4Code); 32 divides head_dim.
+                  // The query is rounded too (Int4QueryStep)
   kBounds = 4,    // Quest: least and greatest key per channel, bf16 rounded outwards; no center
 };
 
@@ -50,6 +51,13 @@ SEMKV_HOST_DEVICE constexpr int32_t CentroidRowBytes(CentroidForm form, int32_t 
   }
   return 4 * head_dim;
 }
+
+// What a query head is rounded to multiples of before it is multiplied with kInt4 lists (its
+// product with the center is exact): 8 bits, whose error is a tenth of the codes'. `largest`: its
+// greatest magnitude. A multiple is round(channel / step), in float32; 0 for a query that is as
+// good as 0.
+SEMKV_HOST_DEVICE constexpr float Int4QueryStep(float largest) { return largest / 127.0f; }
+constexpr float kLeastQueryStep = 1e-37f;  // 1 / step may overflow below
 
 // Of 32 neighbouring channels the first 16 are the lower halves of 16 bytes, the others the upper:
 // a shift and a sign extension make vectors of neighbours of either. The byte of channel c, and its

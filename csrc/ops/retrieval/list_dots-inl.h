@@ -272,7 +272,7 @@ template <int kHeads>
 HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const QueryScratch& query,
                                  int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
-    DotsVnni(CodesVnni::kInt8, view.centroids, view.nlist, next,
+    DotsVnni(view.centroids, view.nlist, next,
              query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
     return;
   }
@@ -292,12 +292,13 @@ template <int kHeads>
 HWY_INLINE void DotViewInt4(const ListsView& view, const void* next, const QueryScratch& query,
                             int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
-    DotsVnni(CodesVnni::kInt4, view.centroids, view.nlist, next,
-             query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
+    DotsVnniInt4(view.centroids, view.nlist, next,
+                 query.query_vnni_int4 + head * VnniQueryElements(head_dim), head_dim, dots,
+                 stride);
     return;
   }
   const hn::CappedTag<int16_t, kInt4Block / 2> d16;
-  const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
+  const int16_t* const queries = query.query_for_int4 + int64_t{head} * head_dim;
   const RowBlocks<uint8_t> rows(view.centroids, head_dim / 2, view.nlist);
   const uint8_t* lists[kBlockLists];
   for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
@@ -387,11 +388,13 @@ inline void LoadQueryHead(const void* q, DType dtype, int64_t first, int32_t hea
   for (int32_t c = 0; c < head_dim; ++c) out[c] = LoadAsFloat(q, dtype, first + c);
 }
 
-// int16 with the largest channel at +-32767: 8 bits more than the centroids have. Returns the step;
-// not a number if some channel is not finite.
-inline float QuantizeQueryHead(const float* query, int32_t head_dim, int16_t* out) {
+// The greatest magnitude of a query head, and 0 or, if some channel is not finite, not a number.
+struct QueryRange {
+  float largest, poison;
+};
+
+inline QueryRange MeasureQueryHead(const float* query, int32_t head_dim) {
   const DF df;
-  const hn::Rebind<int16_t, DF> d16;
   VF largest = hn::Zero(df);
   VF poison = hn::Zero(df);
   for (int32_t c = 0; c < head_dim; c += hn::Lanes(df)) {
@@ -399,14 +402,35 @@ inline float QuantizeQueryHead(const float* query, int32_t head_dim, int16_t* ou
     largest = hn::Max(largest, hn::Abs(x));
     poison = hn::MulAdd(x, hn::Zero(df), poison);
   }
-  const float step = hn::GetLane(hn::MaxOfLanes(df, largest)) / 32767.0f;
-  // Below, 1 / step may overflow; such a query is 0 beside any other.
-  const VF inverse = hn::Set(df, step > 1e-37f ? 1.0f / step : 0.0f);
+  return {hn::GetLane(hn::MaxOfLanes(df, largest)), hn::GetLane(hn::SumOfLanes(df, poison))};
+}
+
+// out = round(query / step); 0 for a query that is as good as 0.
+inline void QuantizeQueryHead(const float* query, int32_t head_dim, float step, int16_t* out) {
+  const DF df;
+  const hn::Rebind<int16_t, DF> d16;
+  const VF inverse = hn::Set(df, step > kLeastQueryStep ? 1.0f / step : 0.0f);
   for (int32_t c = 0; c < head_dim; c += hn::Lanes(df)) {
     const auto rounded = hn::NearestInt(hn::Mul(hn::Load(df, query + c), inverse));
     hn::StoreU(hn::DemoteTo(d16, rounded), d16, out + c);
   }
-  return step + hn::GetLane(hn::SumOfLanes(df, poison));
+}
+
+// Both integer forms of query head h.
+inline void QuantizeQuery(const QueryScratch& out, int32_t h, int32_t head_dim) {
+  const float* const query = out.query + int64_t{h} * head_dim;
+  const QueryRange range = MeasureQueryHead(query, head_dim);
+  // The largest channel is +-32767: 8 bits more than the centroids have.
+  const float step = range.largest / 32767.0f, int4_step = Int4QueryStep(range.largest);
+  int16_t* const int16 = out.query_int16 + int64_t{h} * head_dim;
+  int16_t* const for_int4 = out.query_for_int4 + int64_t{h} * head_dim;
+  QuantizeQueryHead(query, head_dim, step, int16);
+  QuantizeQueryHead(query, head_dim, int4_step, for_int4);
+  out.int16_step[h] = step + range.poison;
+  out.int4_step[h] = int4_step + range.poison;
+  if (!UsesVnni(head_dim)) return;
+  SplitQueryForVnni(int16, head_dim, out.query_vnni + h * VnniQueryElements(head_dim));
+  SplitQueryForVnniInt4(for_int4, head_dim, out.query_vnni_int4 + h * VnniQueryElements(head_dim));
 }
 
 // Fills everything of `out` but center_dot.
@@ -418,12 +442,7 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
     LoadQueryHead(p.q, p.q_dtype, task / p.num_selections * p.q_row + (first_head + h) * p.q_head,
                   p.head_dim, query);
     out.square_norm[h] = DotFloat(query, query, p.head_dim);
-    int16_t* const query_int16 = out.query_int16 + int64_t{h} * p.head_dim;
-    out.int16_step[h] = QuantizeQueryHead(query, p.head_dim, query_int16);
-    if (UsesVnni(p.head_dim)) {
-      SplitQueryForVnni(query_int16, p.head_dim,
-                        out.query_vnni + h * VnniQueryElements(p.head_dim));
-    }
+    QuantizeQuery(out, h, p.head_dim);
     if (std::isnan(out.int16_step[h])) std::fill(query, query + p.head_dim, out.int16_step[h]);
   }
 }
@@ -432,7 +451,8 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
 // center_dot[h].
 inline float DotMultiplier(const ListsView& view, const QueryScratch& query, int32_t h,
                            float scale) {
-  return HasScales(view.form) ? scale * query.int16_step[h] : scale;
+  if (!HasScales(view.form)) return scale;
+  return scale * (view.form == CentroidForm::kInt4 ? query.int4_step : query.int16_step)[h];
 }
 
 inline void DotCenter(const ListsView& view, int32_t heads, int32_t head_dim, float scale,

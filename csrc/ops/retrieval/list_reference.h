@@ -27,11 +27,27 @@ inline std::vector<double> LoadQueryReference(const ScoreListsParams& p, int32_t
   return query;
 }
 
+// What kInt4 lists are multiplied with.
+inline std::vector<double> RoundedQueryReference(const std::vector<double>& query) {
+  float largest = 0.0f;
+  for (double x : query) largest = std::max(largest, std::abs(static_cast<float>(x)));
+  const float step = Int4QueryStep(largest);
+  const float inverse = step > kLeastQueryStep ? 1.0f / step : 0.0f;
+  std::vector<double> rounded;
+  for (double x : query) {
+    const double multiple = std::nearbyint(static_cast<float>(x) * inverse);
+    rounded.push_back(std::isnan(x) ? x : double{step} * multiple);
+  }
+  return rounded;
+}
+
 // dot(query, centroid of list i), or Quest's bound.
 inline double ListDotReference(const ListsView& view, int32_t head_dim, int32_t i,
                                const std::vector<double>& query) {
   const int64_t first = int64_t{i} * head_dim;
   double sum = 0;
+  std::vector<double> rounded;
+  if (view.form == CentroidForm::kInt4) rounded = RoundedQueryReference(query);
   for (int32_t c = 0; c < head_dim; ++c) {
     switch (view.form) {
       case CentroidForm::kInt8: {
@@ -41,7 +57,8 @@ inline double ListDotReference(const ListsView& view, int32_t head_dim, int32_t 
       }
       case CentroidForm::kInt4: {
         const uint8_t* const row = static_cast<const uint8_t*>(view.centroids) + first / 2;
-        sum += query[c] * (view.center[c] + view.scales[i] * Int4Code(row[Int4Byte(c)], c));
+        sum +=
+            query[c] * view.center[c] + rounded[c] * view.scales[i] * Int4Code(row[Int4Byte(c)], c);
         break;
       }
       case CentroidForm::kBFloat16: {

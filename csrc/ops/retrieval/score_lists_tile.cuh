@@ -210,19 +210,21 @@ __device__ inline void LoadQueries(const ScoreListsKernelParams& p, int64_t task
 }
 
 // Per warp: a query head as step * (256 * upper + lower), both int8, whose largest channel is
-// 127 * 256, and 0 behind head_dim. Returns the step, not a number for a query that is not finite.
-__device__ inline float SplitQuery(const float* query, int32_t head_dim, int32_t lane,
-                                   int8_t* upper, int8_t* lower) {
+// 127 * 256, for int4 lists 127, and 0 behind head_dim. Returns the step, not a number for a query
+// that is not finite.
+__device__ inline float SplitQuery(const float* query, int32_t head_dim, bool for_int4,
+                                   int32_t lane, int8_t* upper, int8_t* lower) {
   constexpr float kLargest = 127 * 256;
   float largest = 0.0f, poison = 0.0f;
   for (int32_t c = lane; c < head_dim; c += kWarpSize) {
     largest = fmaxf(largest, fabsf(query[c]));
     poison += query[c] * 0.0f;
   }
-  const float step = WarpMax(largest) / kLargest;
+  largest = WarpMax(largest);
+  const float step = for_int4 ? Int4QueryStep(largest) : largest / kLargest;
   poison = WarpSum(poison);
   // Below, 1 / step may overflow; such a query is 0 beside any other.
-  const float inverse = step > 1e-37f && poison == 0.0f ? 1.0f / step : 0.0f;
+  const float inverse = step > kLeastQueryStep && poison == 0.0f ? 1.0f / step : 0.0f;
   for (int32_t c = lane; c < CeilDiv(head_dim, 64) * 64; c += kWarpSize) {
     const int32_t whole =
         c < head_dim && inverse > 0.0f ? static_cast<int32_t>(rintf(query[c] * inverse)) : 0;
@@ -253,7 +255,9 @@ __device__ inline void PrepareQueries(const ScoreListsParams& p, int32_t heads, 
       continue;
     }
     const float* query = memory.query + h * p.head_dim;
-    const float step = SplitQuery(query, p.head_dim, lane, upper, upper + memory.int8_pitch);
+    const bool for_int4 = shared.view.form == CentroidForm::kInt4;
+    const float step =
+        SplitQuery(query, p.head_dim, for_int4, lane, upper, upper + memory.int8_pitch);
     const float square_norm = WarpDot(query, query, p.head_dim, lane);
     if (lane != 0) continue;
     const float finite = step == step ? 1.0f : step;
