@@ -6,6 +6,10 @@ is a competing fact), runs `semkv evaluate` on each at 1/8 and 1/16 of the conte
 forced sparse, and writes one table with the checks below it. About an hour on two cores; cells
 whose JSON is in the work folder already are not run again.
 
+Single questions make the mean of a KL: --questions asks more of them, and --policy and --cell less
+of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int4`; give such a run a
+work folder of its own.
+
 Needs Python, a release build, and the tokenizers package for exact token counts.
 """
 import argparse
@@ -21,43 +25,47 @@ MODEL = os.path.join(ROOT, "models", "semkv-tiny")
 POLICIES = ("dense hybrid sentence cluster pages quest window sentencekv clusterkv").split()
 FRACTIONS = ("0.125", "0.0625")
 SEED = 7
-# kind: documents that make 200 questions, contexts
-CELLS = {"facts4": (50, (2000, 4000, 8000, 16000)),
-         "facts16": (13, (2000, 4000, 8000, 16000)),
-         "dense": (40, (2000, 4000, 8000))}
+QUESTIONS_OF_A_DOCUMENT = {"facts4": 4, "facts16": 16, "dense": 5}
+CELLS = [(kind, tokens) for kind, contexts in (("facts4", (2000, 4000, 8000, 16000)),
+                                               ("facts16", (2000, 4000, 8000, 16000)),
+                                               ("dense", (2000, 4000, 8000)))
+         for tokens in contexts]
 
 
-def run_cell(semkv, work, kind, tokens):
-    name = f"{kind}-{tokens}"
-    out = os.path.join(work, name + ".json")
+def cell_file(arguments, kind, tokens, suffix):
+    return os.path.join(arguments.work, f"{kind}-{tokens}-{arguments.questions}.{suffix}")
+
+
+def run_cell(arguments, kind, tokens):
+    out = cell_file(arguments, kind, tokens, "json")
     if os.path.exists(out):
         return
-    documents = os.path.join(work, name + ".jsonl")
+    documents = cell_file(arguments, kind, tokens, "jsonl")
+    count = -(-arguments.questions // QUESTIONS_OF_A_DOCUMENT[kind])
     subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_documents.py"),
-                    "--kind", kind, "--tokens", str(tokens), "--documents", str(CELLS[kind][0]),
+                    "--kind", kind, "--tokens", str(tokens), "--documents", str(count),
                     "--seed", str(SEED), "--out", documents], check=True)
-    command = [semkv, "evaluate", "--model", MODEL, "--documents", documents, "--threads", "1",
-               "--json", out]
+    command = [arguments.semkv, "evaluate", "--model", MODEL, "--documents", documents,
+               "--threads", "1", "--json", out]
     for fraction in FRACTIONS:
         command += ["--budget-fraction", fraction]
-    for policy in POLICIES:
+    for policy in arguments.policy:
         command += ["--policy", policy]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    print(name, "done", flush=True)
+    subprocess.run(command + arguments.evaluate, check=True, stdout=subprocess.DEVNULL)
+    print(f"{kind} {tokens} done", flush=True)
 
 
-def read_cells(work):
+def read_cells(arguments):
     """{(kind, tokens, budget fraction): {policy: cell}}; dense is in every group."""
     groups = {}
-    for kind, (_, contexts) in CELLS.items():
-        for tokens in contexts:
-            with open(os.path.join(work, f"{kind}-{tokens}.json")) as file:
-                cells = json.load(file)["cells"]
-            dense = next(cell for cell in cells if cell["policy"] == "dense")
-            for fraction in FRACTIONS:
-                groups[kind, tokens, float(fraction)] = {"dense": dense} | {
-                    cell["policy"]: cell for cell in cells
-                    if cell["budget_fraction"] == float(fraction) and cell["policy"] != "dense"}
+    for kind, tokens in arguments.cell:
+        with open(cell_file(arguments, kind, tokens, "json")) as file:
+            cells = json.load(file)["cells"]
+        dense = next(cell for cell in cells if cell["policy"] == "dense")
+        for fraction in FRACTIONS:
+            groups[kind, tokens, float(fraction)] = {"dense": dense} | {
+                cell["policy"]: cell for cell in cells
+                if cell["budget_fraction"] == float(fraction) and cell["policy"] != "dense"}
     return groups
 
 
@@ -69,10 +77,9 @@ def table(groups):
     lines = ["| documents | tokens | budget | policy | kept of dense's right | mean KL | median KL "
              "| attended | mass | mass p5 |", "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|"]
     for (kind, tokens, fraction), cells in groups.items():
-        for policy in POLICIES:
+        for policy, c in cells.items():
             if policy == "dense":
                 continue
-            c = cells[policy]
             lines.append(
                 f"| {kind} | {tokens} | 1/{round(1 / fraction)} | {policy} | {c['kept']} of "
                 f"{c['dense_right']} = {c['kept_share']:.3f} | {c['mean_kl_to_dense']:.5f} | "
@@ -114,7 +121,7 @@ def checks(groups):
             misses["kept"].append(f"{where}: {hybrid['kept_share']:.3f}")
         if kind != "dense" and kl > 0.005:
             misses["kl"].append(f"{where}: {kl:.5f}")
-        if cells["window"]["kept_share"] > 0.2:
+        if "window" in cells and cells["window"]["kept_share"] > 0.2:
             misses["window"].append(f"{where}: {cells['window']['kept_share']:.3f}")
     names = {"fallbacks": "no step fell back to dense attention",
              "budget": "attended <= budget (the papers' modes exceed it by design)",
@@ -122,6 +129,8 @@ def checks(groups):
              "kl": "hybrid's mean KL <= 0.005 there",
              "twice": "hybrid's mean KL <= twice any other policy's, in every cell",
              "window": "the window control keeps <= 20 %"}
+    if not any("window" in cells for cells in groups.values()):
+        del misses["window"]
     return [f"- {names[key]}: " + ("holds." if not found else "missed in " + "; ".join(found) + ".")
             for key, found in misses.items()]
 
@@ -130,27 +139,49 @@ def shell(command):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
 
-def main():
+def cell_name(text):
+    kind, _, tokens = text.partition("-")
+    if (kind, int(tokens or 0)) not in CELLS:
+        names = ", ".join(f"{kind}-{tokens}" for kind, tokens in CELLS)
+        raise argparse.ArgumentTypeError(f"must be one of {names}")
+    return kind, int(tokens)
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--semkv", default=os.path.join(ROOT, "build", "release", "semkv"))
     parser.add_argument("--work", default=os.path.join(ROOT, "build", "evaluation"))
     parser.add_argument("--out", default=os.path.join(ROOT, "docs", "results", "model_quality.md"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--questions", type=int, default=200, help="of a cell, at least [200]")
+    parser.add_argument("--policy", action="append", choices=POLICIES,
+                        help="beside dense and hybrid, may be repeated [all]")
+    parser.add_argument("--cell", action="append", type=cell_name,
+                        help="as facts4-2000, may be repeated [all]")
+    parser.add_argument("evaluate", nargs="*", help="options of semkv evaluate, after --")
     arguments = parser.parse_args()
+    wanted = ["dense", "hybrid", *arguments.policy] if arguments.policy else POLICIES
+    arguments.policy = [policy for policy in POLICIES if policy in wanted]
+    arguments.cell = arguments.cell or CELLS
+    return arguments
+
+
+def main():
+    arguments = parse_arguments()
     os.makedirs(arguments.work, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        for done in [pool.submit(run_cell, arguments.semkv, arguments.work, kind, tokens)
-                     for kind, (_, contexts) in CELLS.items() for tokens in contexts]:
+        for done in [pool.submit(run_cell, arguments, *cell) for cell in arguments.cell]:
             done.result()
-    groups = read_cells(arguments.work)
+    groups = read_cells(arguments)
     commit = shell(["git", "describe", "--always", "--dirty"])
     right = {(kind, tokens): cells["dense"] for (kind, tokens, _), cells in groups.items()}
     lines = ["# Policies on the shipped model", "",
-             f"`tools/evaluate_policies.py` wrote this, at commit {commit}. Model models/semkv-tiny; "
-             f"documents of seed {SEED}: 4 or",
-             "16 facts in filler, or every sentence a competing fact (`dense`); 200 questions a "
-             "cell, 208 with 16 facts; every step",
+             f"`{' '.join(['tools/evaluate_policies.py', *sys.argv[1:]])}` wrote this, at commit "
+             f"{commit}. Model models/semkv-tiny; documents of seed {SEED}: 4 or",
+             "16 facts in filler, or every sentence a competing fact (`dense`); "
+             f"{arguments.questions} questions a cell or a few more, since a document has 4, 16 or "
+             "5; every step",
              "forced sparse, f32 KV. `semkv evaluate --help` says how an answer is judged.", "",
              "| right with dense attention | " + " | ".join(
                  f"{kind} {tokens}" for kind, tokens in right) + " |",
