@@ -7,8 +7,8 @@ forced sparse, and writes one table with the checks below it. About an hour on t
 whose JSON is in the work folder already are not run again.
 
 Single questions make the mean of a KL: --questions asks more of them, and --policy and --cell less
-of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int4`; give such a run a
-work folder of its own.
+of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int4`. Give a run with
+other policies or options a work folder of its own: cells are known by documents and questions.
 
 Needs Python, a release build, and the tokenizers package for exact token counts.
 """

@@ -105,6 +105,7 @@ def run_benchmark(folder, results):
 
 def run_in_turn(folder, results):
     path = folder / "bench_in_turn.json"
+    path.unlink(missing_ok=True)
     os.environ["SEMKV_CUDA_OVERLAP"] = "0"
     verdict, seconds, _ = run([folder / "semkv_bench", "--gpu", "--filter", IN_TURN, "--json", path],
                               BENCH_SECONDS)
@@ -112,6 +113,7 @@ def run_in_turn(folder, results):
     print(f"semkv_bench --gpu --filter {IN_TURN}, launches in turn: {verdict}, {seconds:.0f} s",
           flush=True)
     cases = json.loads(path.read_text())["cases"] if path.exists() else []
+    results["in_turn_verdict"] = verdict
     results["us_in_turn"] = {case["name"]: case["median_us"] for case in cases}
 
 
@@ -177,7 +179,8 @@ def main():
         (arguments.results / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
         write_table(results, arguments.results / "gpu.md")
     verdicts = [item["verdict"] for item in results["tests"] + results["sanitizers"]]
-    failed = verdicts.count("failed") + (results["benchmark_verdict"] != "passed")
+    failed = verdicts.count("failed") + sum(
+        results[run] != "passed" for run in ("benchmark_verdict", "in_turn_verdict"))
     print(f"gpu_check: {verdicts.count('passed')} passed, {failed} failed, "
           f"{verdicts.count('timed out')} timed out; {arguments.results}/gpu.md")
     return 1 if failed else 0

@@ -53,7 +53,7 @@ SEMKV_HOST_DEVICE constexpr int32_t CentroidRowBytes(CentroidForm form, int32_t 
 }
 
 // What a query head is rounded to multiples of before it is multiplied with kInt4 lists (its
-// product with the center is exact): 8 bits, whose error is a tenth of the codes'. `largest`: its
+// product with the center is exact): 8 bits, a step 18 times finer than the codes'. `largest`: its
 // greatest magnitude. A multiple is round(channel / step), in float32; 0 for a query that is as
 // good as 0.
 SEMKV_HOST_DEVICE constexpr float Int4QueryStep(float largest) { return largest / 127.0f; }

@@ -102,93 +102,85 @@ struct RowBlocks {
   int32_t nlist;
 };
 
-// dots[h * stride + l] = dot(query head h, list l) of kBlockLists int8 lists. `D16` has no more
-// lanes than divide head_dim.
+// Codes of a list as int16 vectors: a row's element has kParts channels, which a vector each of their
+// neighbours makes.
+struct Int8Codes {
+  using T = int8_t;
+  static constexpr int kParts = 1;
+  static HWY_INLINE int32_t Channel(int32_t at, int) { return at; }
+  static HWY_INLINE int32_t At(const int8_t* list, int32_t c) { return list[c]; }
+#if HWY_TARGET != HWY_SCALAR
+  template <class D16>
+  static HWY_INLINE void Load(D16 d16, const int8_t* list, hn::Vec<D16> (&out)[kParts]) {
+    out[0] = hn::PromoteTo(d16, hn::LoadU(hn::Rebind<int8_t, D16>(), list));
+  }
+#endif
+};
+
+// `D16` has at most the 16 lanes of a block's half.
+struct Int4Codes {
+  using T = uint8_t;
+  static constexpr int kParts = 2;
+  static HWY_INLINE int32_t Channel(int32_t at, int part) {
+    constexpr int kHalf = kInt4Block / kParts;
+    return at / kHalf * kInt4Block + at % kHalf + part * kHalf;
+  }
+  static HWY_INLINE int32_t At(const uint8_t* list, int32_t c) {
+    return Int4Code(list[Int4Byte(c)], c);
+  }
+#if HWY_TARGET != HWY_SCALAR
+  template <class D16>
+  static HWY_INLINE void Load(D16 d16, const uint8_t* list, hn::Vec<D16> (&out)[kParts]) {
+    const auto bytes = hn::PromoteTo(d16, hn::LoadU(hn::Rebind<uint8_t, D16>(), list));
+    out[0] = hn::ShiftRight<12>(hn::ShiftLeft<12>(bytes));
+    out[1] = hn::ShiftRight<12>(hn::ShiftLeft<8>(bytes));
+  }
+#endif
+};
+
+// dots[h * stride + l] = dot(query head h, list l) of kBlockLists lists. `D16` has no more lanes than
+// divide a row's elements.
 #if HWY_TARGET == HWY_SCALAR
-template <int kHeads, class D16>
-HWY_INLINE void DotBlockInt8(D16, const int8_t* const* lists, const int16_t* queries,
-                             int32_t head_dim, float* dots, int64_t stride) {
+template <int kHeads, class Codes, class D16>
+HWY_INLINE void DotBlockCodes(D16, const typename Codes::T* const* lists, const int16_t* queries,
+                              int32_t head_dim, float* dots, int64_t stride) {
   for (int h = 0; h < kHeads; ++h) {
     for (int l = 0; l < kBlockLists; ++l) {
       int32_t sum = 0;
-      for (int32_t c = 0; c < head_dim; ++c) sum += queries[h * head_dim + c] * lists[l][c];
+      for (int32_t c = 0; c < head_dim; ++c) {
+        sum += queries[h * head_dim + c] * Codes::At(lists[l], c);
+      }
       dots[h * stride + l] = static_cast<float>(sum);
     }
   }
 }
 #else
-template <int kHeads, class D16>
-HWY_INLINE void DotBlockInt8(D16 d16, const int8_t* const* lists, const int16_t* queries,
-                             int32_t head_dim, float* dots, int64_t stride) {
-  const hn::Rebind<int8_t, D16> d8;
+template <int kHeads, class Codes, class D16>
+HWY_INLINE void DotBlockCodes(D16 d16, const typename Codes::T* const* lists,
+                              const int16_t* queries, int32_t head_dim, float* dots,
+                              int64_t stride) {
   const hn::RepartitionToWide<D16> d32;
+  using V16 = hn::Vec<D16>;
   using V32 = hn::Vec<decltype(d32)>;
   V32 sums[kBlockLists][kHeads];
   for (int l = 0; l < kBlockLists; ++l) {
     for (int h = 0; h < kHeads; ++h) sums[l][h] = hn::Zero(d32);
   }
   V32 unused = hn::Zero(d32);  // x86 adds neighbours in place, so the second sum stays 0
-  for (int32_t c = 0; c < head_dim; c += hn::Lanes(d16)) {
-    hn::Vec<D16> query[kHeads];
-    for (int h = 0; h < kHeads; ++h) query[h] = hn::Load(d16, queries + h * head_dim + c);
-    for (int l = 0; l < kBlockLists; ++l) {
-      const auto list = hn::PromoteTo(d16, hn::LoadU(d8, lists[l] + c));
-      for (int h = 0; h < kHeads; ++h) {
-        sums[l][h] = hn::ReorderWidenMulAccumulate(d32, list, query[h], sums[l][h], unused);
-      }
-    }
-  }
-  for (int h = 0; h < kHeads; ++h) {
-    StoreSumsOfFour(d32, sums[0][h], sums[1][h], sums[2][h], sums[3][h], dots + h * stride);
-  }
-}
-#endif
-
-// The same of int4 lists. `D16` has at most the 16 lanes of a block's half.
-#if HWY_TARGET == HWY_SCALAR
-template <int kHeads, class D16>
-HWY_INLINE void DotBlockInt4(D16, const uint8_t* const* lists, const int16_t* queries,
-                             int32_t head_dim, float* dots, int64_t stride) {
-  for (int h = 0; h < kHeads; ++h) {
-    for (int l = 0; l < kBlockLists; ++l) {
-      int32_t sum = 0;
-      for (int32_t c = 0; c < head_dim; ++c) {
-        sum += queries[h * head_dim + c] * Int4Code(lists[l][Int4Byte(c)], c);
-      }
-      dots[h * stride + l] = static_cast<float>(sum);
-    }
-  }
-}
-#else
-template <int kHeads, class D16>
-HWY_INLINE void DotBlockInt4(D16 d16, const uint8_t* const* lists, const int16_t* queries,
-                             int32_t head_dim, float* dots, int64_t stride) {
-  const hn::Rebind<uint8_t, D16> d8;
-  const hn::RepartitionToWide<D16> d32;
-  using V16 = hn::Vec<D16>;
-  using V32 = hn::Vec<decltype(d32)>;
-  constexpr int kHalf = kInt4Block / 2;
-  V32 sums[kBlockLists][kHeads];
-  for (int l = 0; l < kBlockLists; ++l) {
-    for (int h = 0; h < kHeads; ++h) sums[l][h] = hn::Zero(d32);
-  }
-  V32 unused = hn::Zero(d32);
-  for (int32_t at = 0; at < head_dim / 2; at += hn::Lanes(d16)) {
-    // The channel of the lower halves of these bytes; that of the upper ones is kHalf on.
-    const int32_t channel = at / kHalf * kInt4Block + at % kHalf;
-    V16 lower_query[kHeads], upper_query[kHeads];
-    for (int h = 0; h < kHeads; ++h) {
-      lower_query[h] = hn::Load(d16, queries + h * head_dim + channel);
-      upper_query[h] = hn::Load(d16, queries + h * head_dim + channel + kHalf);
+  for (int32_t at = 0; at < head_dim / Codes::kParts; at += hn::Lanes(d16)) {
+    V16 query[Codes::kParts][kHeads];
+    for (int part = 0; part < Codes::kParts; ++part) {
+      const int16_t* const from = queries + Codes::Channel(at, part);
+      for (int h = 0; h < kHeads; ++h) query[part][h] = hn::Load(d16, from + h * head_dim);
     }
     for (int l = 0; l < kBlockLists; ++l) {
-      const V16 bytes = hn::PromoteTo(d16, hn::LoadU(d8, lists[l] + at));
-      const V16 lower = hn::ShiftRight<12>(hn::ShiftLeft<12>(bytes));
-      const V16 upper = hn::ShiftRight<12>(hn::ShiftLeft<8>(bytes));
-      for (int h = 0; h < kHeads; ++h) {
-        V32& sum = sums[l][h];
-        sum = hn::ReorderWidenMulAccumulate(d32, lower, lower_query[h], sum, unused);
-        sum = hn::ReorderWidenMulAccumulate(d32, upper, upper_query[h], sum, unused);
+      V16 list[Codes::kParts];
+      Codes::Load(d16, lists[l] + at, list);
+      for (int part = 0; part < Codes::kParts; ++part) {
+        for (int h = 0; h < kHeads; ++h) {
+          sums[l][h] =
+              hn::ReorderWidenMulAccumulate(d32, list[part], query[part][h], sums[l][h], unused);
+        }
       }
     }
   }
@@ -251,15 +243,16 @@ HWY_INLINE void DotBlockFloat(const typename Lists::T* const* lists, const float
 }
 
 // kHeadDim: 0, or head_dim known to the compiler, whose loop over channels then vanishes.
-template <int kHeads, int kHeadDim, class D16>
-HWY_INLINE void DotViewInt8(D16 d16, const ListsView& view, const int16_t* queries,
-                            int32_t head_dim, float* dots, int64_t stride) {
+template <int kHeads, class Codes, int kHeadDim, class D16>
+HWY_INLINE void DotViewCodes(D16 d16, const ListsView& view, const int16_t* queries,
+                             int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
-  const RowBlocks<int8_t> rows(view.centroids, head_dim, view.nlist);
-  const int8_t* lists[kBlockLists];
+  using T = typename Codes::T;
+  const RowBlocks<T> rows(view.centroids, head_dim / Codes::kParts, view.nlist);
+  const T* lists[kBlockLists];
   for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
     rows.Point(i, lists);
-    DotBlockInt8<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
+    DotBlockCodes<kHeads, Codes>(d16, lists, queries, head_dim, dots + i, stride);
   }
 }
 
@@ -269,7 +262,7 @@ inline bool UsesVnni(int32_t head_dim) {
 }
 
 template <int kHeads>
-HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const QueryScratch& query,
+HWY_INLINE void DotViewInt8(const ListsView& view, const void* next, const QueryScratch& query,
                                  int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
     DotsVnni(view.centroids, view.nlist, next,
@@ -279,12 +272,12 @@ HWY_INLINE void DotViewOfAnyInt8(const ListsView& view, const void* next, const 
   const hn::ScalableTag<int16_t> d16;
   const int16_t* const queries = query.query_int16 + int64_t{head} * head_dim;
   if (head_dim == 128) {
-    DotViewInt8<kHeads, 128>(d16, view, queries, head_dim, dots, stride);
+    DotViewCodes<kHeads, Int8Codes, 128>(d16, view, queries, head_dim, dots, stride);
   } else if (head_dim % hn::Lanes(d16) == 0) {
-    DotViewInt8<kHeads, 0>(d16, view, queries, head_dim, dots, stride);
+    DotViewCodes<kHeads, Int8Codes, 0>(d16, view, queries, head_dim, dots, stride);
   } else {  // an odd multiple of 16 with vectors of 32
     const hn::CappedTag<int16_t, 16> d16_half;
-    DotViewInt8<kHeads, 0>(d16_half, view, queries, head_dim, dots, stride);
+    DotViewCodes<kHeads, Int8Codes, 0>(d16_half, view, queries, head_dim, dots, stride);
   }
 }
 
@@ -299,12 +292,7 @@ HWY_INLINE void DotViewInt4(const ListsView& view, const void* next, const Query
   }
   const hn::CappedTag<int16_t, kInt4Block / 2> d16;
   const int16_t* const queries = query.query_for_int4 + int64_t{head} * head_dim;
-  const RowBlocks<uint8_t> rows(view.centroids, head_dim / 2, view.nlist);
-  const uint8_t* lists[kBlockLists];
-  for (int32_t i = 0; i < view.nlist; i += kBlockLists) {
-    rows.Point(i, lists);
-    DotBlockInt4<kHeads>(d16, lists, queries, head_dim, dots + i, stride);
-  }
+  DotViewCodes<kHeads, Int4Codes, 0>(d16, view, queries, head_dim, dots, stride);
 }
 
 template <int kHeads, class Lists>
@@ -326,7 +314,7 @@ HWY_INLINE void DotViewOfHeads(const ListsView& view, const void* next, const Qu
   const float* const queries = query.query + int64_t{head} * head_dim;
   switch (view.form) {
     case CentroidForm::kInt8:
-      DotViewOfAnyInt8<kHeads>(view, next, query, head, head_dim, dots, stride);
+      DotViewInt8<kHeads>(view, next, query, head, head_dim, dots, stride);
       return;
     case CentroidForm::kInt4:
       DotViewInt4<kHeads>(view, next, query, head, head_dim, dots, stride);
@@ -416,25 +404,45 @@ inline void QuantizeQueryHead(const float* query, int32_t head_dim, float step, 
   }
 }
 
-// Both integer forms of query head h.
-inline void QuantizeQuery(const QueryScratch& out, int32_t h, int32_t head_dim) {
+// Which integer forms of its query a task's lists are multiplied with.
+struct QueryForms {
+  bool int16 = false, int4 = false;
+};
+
+inline QueryForms FormsOf(const ScoreListsParams& p, int64_t task) {
+  QueryForms forms;
+  for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) {
+    forms.int16 |= p.views[v].form == CentroidForm::kInt8;
+    forms.int4 |= p.views[v].form == CentroidForm::kInt4;
+  }
+  return forms;
+}
+
+// Those forms of query head h.
+inline void QuantizeQuery(const QueryForms& forms, const QueryScratch& out, int32_t h,
+                          int32_t head_dim) {
   const float* const query = out.query + int64_t{h} * head_dim;
   const QueryRange range = MeasureQueryHead(query, head_dim);
   // The largest channel is +-32767: 8 bits more than the centroids have.
   const float step = range.largest / 32767.0f, int4_step = Int4QueryStep(range.largest);
-  int16_t* const int16 = out.query_int16 + int64_t{h} * head_dim;
-  int16_t* const for_int4 = out.query_for_int4 + int64_t{h} * head_dim;
-  QuantizeQueryHead(query, head_dim, step, int16);
-  QuantizeQueryHead(query, head_dim, int4_step, for_int4);
   out.int16_step[h] = step + range.poison;
   out.int4_step[h] = int4_step + range.poison;
-  if (!UsesVnni(head_dim)) return;
-  SplitQueryForVnni(int16, head_dim, out.query_vnni + h * VnniQueryElements(head_dim));
-  SplitQueryForVnniInt4(for_int4, head_dim, out.query_vnni_int4 + h * VnniQueryElements(head_dim));
+  const int64_t split = h * VnniQueryElements(head_dim);
+  if (forms.int16) {
+    int16_t* const to = out.query_int16 + int64_t{h} * head_dim;
+    QuantizeQueryHead(query, head_dim, step, to);
+    if (UsesVnni(head_dim)) SplitQueryForVnni(to, head_dim, out.query_vnni + split);
+  }
+  if (forms.int4) {
+    int16_t* const to = out.query_for_int4 + int64_t{h} * head_dim;
+    QuantizeQueryHead(query, head_dim, int4_step, to);
+    if (UsesVnni(head_dim)) SplitQueryForVnniInt4(to, head_dim, out.query_vnni_int4 + split);
+  }
 }
 
-// Fills everything of `out` but center_dot.
+// Fills everything of `out` that the task's lists need, but center_dot.
 inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScratch& out) {
+  const QueryForms forms = FormsOf(p, task);
   const int32_t heads = p.num_heads / p.num_selections;
   const int64_t first_head = task % p.num_selections * heads;
   for (int32_t h = 0; h < heads; ++h) {
@@ -442,7 +450,7 @@ inline void LoadQueries(const ScoreListsParams& p, int64_t task, const QueryScra
     LoadQueryHead(p.q, p.q_dtype, task / p.num_selections * p.q_row + (first_head + h) * p.q_head,
                   p.head_dim, query);
     out.square_norm[h] = DotFloat(query, query, p.head_dim);
-    QuantizeQuery(out, h, p.head_dim);
+    QuantizeQuery(forms, out, h, p.head_dim);
     if (std::isnan(out.int16_step[h])) std::fill(query, query + p.head_dim, out.int16_step[h]);
   }
 }
