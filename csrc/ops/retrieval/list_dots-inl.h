@@ -102,8 +102,8 @@ struct RowBlocks {
   int32_t nlist;
 };
 
-// Codes of a list as int16 vectors: a row's element has kParts channels, which a vector each of their
-// neighbours makes.
+// Codes of a list as int16 vectors: a row's element has kParts channels, which a vector each of
+// their neighbours makes.
 struct Int8Codes {
   using T = int8_t;
   static constexpr int kParts = 1;
@@ -138,8 +138,8 @@ struct Int4Codes {
 #endif
 };
 
-// dots[h * stride + l] = dot(query head h, list l) of kBlockLists lists. `D16` has no more lanes than
-// divide a row's elements.
+// dots[h * stride + l] = dot(query head h, list l) of kBlockLists lists. `D16` has no more lanes
+// than divide a row's elements.
 #if HWY_TARGET == HWY_SCALAR
 template <int kHeads, class Codes, class D16>
 HWY_INLINE void DotBlockCodes(D16, const typename Codes::T* const* lists, const int16_t* queries,
@@ -263,7 +263,7 @@ inline bool UsesVnni(int32_t head_dim) {
 
 template <int kHeads>
 HWY_INLINE void DotViewInt8(const ListsView& view, const void* next, const QueryScratch& query,
-                                 int32_t head, int32_t head_dim, float* dots, int64_t stride) {
+                            int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
     DotsVnni(view.centroids, view.nlist, next,
              query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
