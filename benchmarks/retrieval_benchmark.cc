@@ -1,5 +1,5 @@
 // Scoring and selecting the lists, and estimating those that were not read, of one layer of
-// Llama-3-8B (8 KV heads of 4 query heads, 128 channels, int8 centroids) for one row on one thread.
+// Llama-3-8B (8 KV heads of 4 query heads, 128 channels) for one row on one thread.
 // Each call works on another layer, so that centroids come from memory; between two calls the same
 // number of bytes is read plainly from a layer that neither used, which is what `read_us` and
 // `reads` (time / read_us) compare with.
@@ -27,8 +27,8 @@ using ::semkv::testing::RetrievalCase;
 using ::semkv::testing::RetrievalInput;
 
 enum Operation : int64_t { kScore = 0, kSelect = 1, kRetrieve = 2, kEstimate = 3 };
-// The last two with int4 centroids, of clusters of 32 as kHybrid's and of 16.
-enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1, kInt4 = 2, kInt4Of16 = 3 };
+// kHybrid: the default, int4 centroids and clusters of 16. The last two with clusters of 32.
+enum Policy : int64_t { kClustersOf64 = 0, kHybrid = 1, kInt4Of32 = 2, kInt8Of32 = 3 };
 
 constexpr int64_t kCacheBytes = 80 << 20;  // of centroids; twice what the L3 of a server holds
 
@@ -43,12 +43,12 @@ struct Layers {
     c.q_dtype = DType::kBFloat16;
     c.budget = 2048;
     c.segment_tokens = 8192;
+    c.form = policy == kInt8Of32 ? CentroidForm::kInt8 : CentroidForm::kInt4;
+    c.cluster_tokens = policy == kHybrid ? 16 : 32;
     if (policy == kClustersOf64) {
       c.sentence_tokens = 0;
       c.cluster_tokens = 64;
     }
-    if (policy == kInt4 || policy == kInt4Of16) c.form = CentroidForm::kInt4;
-    if (policy == kInt4Of16) c.cluster_tokens = 16;
     for (int64_t bytes = 0; bytes < kCacheBytes; bytes += layers.back()->centroid_bytes()) {
       layers.push_back(std::make_unique<RetrievalInput>(c, layers.size()));
       const size_t needed = layers.back()->RetrieveWorkspace(1).size();
@@ -113,7 +113,7 @@ struct Layers {
     Words sums[8] = {};
     for (const ListsView& view : layer(i).views()) {
       const uint8_t* const p = static_cast<const uint8_t*>(view.centroids);
-      const int64_t bytes = int64_t{view.nlist} * 128;
+      const int64_t bytes = int64_t{view.nlist} * CentroidRowBytes(view.form, 128);
       for (int64_t at = 0; at < bytes; at += 128) {
         for (int j = 0; j < 8; ++j) sums[j] ^= *reinterpret_cast<const Words*>(p + at + 16 * j);
       }
@@ -173,7 +173,7 @@ BENCHMARK(BM_Retrieval)
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {8192}, {kClustersOf64, kHybrid}})
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {32768}, {kClustersOf64, kHybrid}})
     ->ArgsProduct({{kScore, kSelect, kRetrieve, kEstimate}, {131072}, {kClustersOf64, kHybrid}})
-    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {32768, 131072}, {kInt4, kInt4Of16}})
+    ->ArgsProduct({{kScore, kSelect, kRetrieve}, {32768, 131072}, {kInt4Of32, kInt8Of32}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

@@ -30,7 +30,7 @@ constexpr size_t kPlainReadUnit = 4096;
 template <typename F>
 void ForEachArray(ListsView* view, const F& f) {
   const size_t nlist = view->nlist;
-  f(view->centroids, nlist * kHeadDim);
+  f(view->centroids, nlist * CentroidRowBytes(view->form, kHeadDim));
   f(view->scales, nlist * sizeof(float));
   f(view->center, kHeadDim * sizeof(float));
   f(view->variances, nlist * sizeof(float));

@@ -3,11 +3,11 @@
 
 Makes the documents (make_documents.py: 4 and 16 facts in filler, and documents where every sentence
 is a competing fact), runs `semkv evaluate` on each at 1/8 and 1/16 of the context, every step
-forced sparse, and writes one table with the checks below it. About an hour on two cores; cells
+forced sparse, and writes one table with the checks below it. Two to three hours on two cores; cells
 whose JSON is in the work folder already are not run again.
 
 Single questions make the mean of a KL: --questions asks more of them, and --policy and --cell less
-of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int4`. Give a run with
+of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int8`. Give a run with
 other policies or options a work folder of its own: cells are known by documents and questions.
 
 Needs Python, a release build, and the tokenizers package for exact token counts.
@@ -26,14 +26,20 @@ POLICIES = ("dense hybrid sentence cluster pages quest window sentencekv cluster
 FRACTIONS = ("0.125", "0.0625")
 SEED = 7
 QUESTIONS_OF_A_DOCUMENT = {"facts4": 4, "facts16": 16, "dense": 5}
+QUESTIONS_OF_A_CELL = {2000: 600, 4000: 600, 8000: 600, 16000: 200}
 CELLS = [(kind, tokens) for kind, contexts in (("facts4", (2000, 4000, 8000, 16000)),
                                                ("facts16", (2000, 4000, 8000, 16000)),
                                                ("dense", (2000, 4000, 8000)))
          for tokens in contexts]
 
 
+def questions(arguments, tokens):
+    return arguments.questions or QUESTIONS_OF_A_CELL[tokens]
+
+
 def cell_file(arguments, kind, tokens, suffix):
-    return os.path.join(arguments.work, f"{kind}-{tokens}-{arguments.questions}.{suffix}")
+    name = f"{kind}-{tokens}-{questions(arguments, tokens)}.{suffix}"
+    return os.path.join(arguments.work, name)
 
 
 def run_cell(arguments, kind, tokens):
@@ -41,7 +47,7 @@ def run_cell(arguments, kind, tokens):
     if os.path.exists(out):
         return
     documents = cell_file(arguments, kind, tokens, "jsonl")
-    count = -(-arguments.questions // QUESTIONS_OF_A_DOCUMENT[kind])
+    count = -(-questions(arguments, tokens) // QUESTIONS_OF_A_DOCUMENT[kind])
     subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_documents.py"),
                     "--kind", kind, "--tokens", str(tokens), "--documents", str(count),
                     "--seed", str(SEED), "--out", documents], check=True)
@@ -154,7 +160,8 @@ def parse_arguments():
     parser.add_argument("--work", default=os.path.join(ROOT, "build", "evaluation"))
     parser.add_argument("--out", default=os.path.join(ROOT, "docs", "results", "model_quality.md"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--questions", type=int, default=200, help="of a cell, at least [200]")
+    parser.add_argument("--questions", type=int,
+                        help="of a cell, at least [600, of 16,000 tokens 200]")
     parser.add_argument("--policy", action="append", choices=POLICIES,
                         help="beside dense and hybrid, may be repeated [all]")
     parser.add_argument("--cell", action="append", type=cell_name,
@@ -179,14 +186,13 @@ def main():
     lines = ["# Policies on the shipped model", "",
              f"`{' '.join(['tools/evaluate_policies.py', *sys.argv[1:]])}` wrote this, at commit "
              f"{commit}. Model models/semkv-tiny; documents of seed {SEED}: 4 or",
-             "16 facts in filler, or every sentence a competing fact (`dense`); "
-             f"{arguments.questions} questions a cell or a few more, since a document has 4, 16 or "
-             "5; every step",
-             "forced sparse, f32 KV. `semkv evaluate --help` says how an answer is judged.", "",
-             "| right with dense attention | " + " | ".join(
-                 f"{kind} {tokens}" for kind, tokens in right) + " |",
+             "16 facts in filler, or every sentence a competing fact (`dense`); every step forced "
+             "sparse, f32 KV.",
+             "`semkv evaluate --help` says how an answer is judged.", "",
+             "| | " + " | ".join(f"{kind} {tokens}" for kind, tokens in right) + " |",
              "|---|" + "--:|" * len(right),
-             "| of " + "/".join(sorted({str(c["questions"]) for c in right.values()})) + " | " +
+             "| questions | " + " | ".join(str(c["questions"]) for c in right.values()) + " |",
+             "| right with dense attention | " +
              " | ".join(str(cell["dense_right"]) for cell in right.values()) + " |",
              "", "## Checks", "", *checks(groups), "", "## All cells", "", *table(groups)]
     with open(arguments.out, "w") as file:

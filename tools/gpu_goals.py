@@ -77,8 +77,8 @@ def index_of_prefill(m):
     """All layers' lists of 131,072 tokens; stage_keys' case has 8,192 tokens of all layers."""
     return combine(lambda stage, kmeans, append: 1e-6 * (16 * stage + 32 * (kmeans + append)) *
                    ASSUMED_PREFILL_FLOPS_PER_SECOND / PREFILL_FLOPS,
-                   m.us("stage_keys/tokens:8192/layers:32"), m.us(KMEANS.format(8192, 256)),
-                   m.us("append_lists/cells:128/tokens:8192/lists:256"))
+                   m.us("stage_keys/tokens:8192/layers:32"), m.us(KMEANS.format(8192, 512)),
+                   m.us("append_lists/cells:128/tokens:8192/lists:512"))
 
 
 def speed_goals(m):
@@ -92,8 +92,8 @@ def speed_goals(m):
         1, m.of_floor(ATTEND.format(2048, 8, 131072)))
     yield "G2", "share of copy speed, 537 MB dense", ">=", 0.90, ratio(
         1, m.of_floor(DENSE.format(1, 131072)))
-    for tokens, limit, hybrid_floor in ((32768, 0.30, 0.082), (131072, 0.12, 0.035),
-                                        (1048576, 0.04, 0.021)):
+    for tokens, limit, hybrid_floor in ((32768, 0.30, 0.078), (131072, 0.12, 0.031),
+                                        (1048576, 0.04, 0.017)):
         what = f"select + attend / best dense, {tokens:,} tokens"
         yield "G3", f"{what}, lists of 64", "<=", limit, step_of_dense(m, "clusters64", 2048, 1,
                                                                       tokens)

@@ -49,9 +49,9 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
   ListsView all;
   all.nlist = nlist;
   all.partition = partition.number;
-  all.form = CentroidForm::kInt8;
+  all.form = kCentroidForm;
   // The bytes of bfloat16 numbers: as good as any for what is moved and computed.
-  const int8_t* centroids = static_cast<int8_t*>(arena.Normal(num_lists * kHeadDim));
+  const int8_t* centroids = static_cast<int8_t*>(arena.Normal(num_lists * kCentroidBytes));
   all.scales = arena.Copy(std::vector<float>(num_lists, 0.01f));
   all.center = arena.Copy(std::vector<float>(num_views * kHeadDim, 0.1f));
   all.variances = arena.Copy(std::vector<float>(num_lists, 0.2f));
@@ -71,7 +71,7 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
     const size_t segment = i % num_segments;
     ListsView view = all;
     view.first_position = static_cast<int32_t>(segment) * shape.segment_tokens;
-    view.centroids = centroids + i * nlist * kHeadDim;
+    view.centroids = centroids + i * nlist * kCentroidBytes;
     view.scales += i * nlist;
     view.center += i * kHeadDim;
     view.variances += i * nlist;
@@ -147,7 +147,7 @@ void MakeEstimate(CudaArena& arena, const ListsShape& shape, RetrieveProblem* pr
 }  // namespace
 
 std::vector<Partition> Clusters64() { return {{1, 64, false}}; }
-std::vector<Partition> Hybrid() { return {{0, 25, true}, {1, 32, false}}; }
+std::vector<Partition> Hybrid() { return {{0, 25, true}, {1, 16, false}}; }
 
 int32_t ListsShape::num_lists() const {
   int32_t n = 0;
@@ -156,14 +156,14 @@ int32_t ListsShape::num_lists() const {
 }
 
 int64_t ListsShape::list_bytes() const {
-  return int64_t{num_rows} * kKvHeads * num_lists() * (kHeadDim + 2 * 4 + 2);
+  return int64_t{num_rows} * kKvHeads * num_lists() * (kCentroidBytes + 2 * 4 + 2);
 }
 
 int64_t ListsShape::estimate_bytes() const {
   int64_t segment_bytes = 0;
   for (const Partition& p : partitions) {
     if (p.number != kEstimatedPartition) continue;
-    segment_bytes += num_segment_lists(p) * (kHeadDim + 4 + 2 + kHeadDim * kElementBytes);
+    segment_bytes += num_segment_lists(p) * (kCentroidBytes + 4 + 2 + kHeadDim * kElementBytes);
     if (!p.is_range) segment_bytes += int64_t{2} * segment_tokens;
   }
   return num_rows * kKvHeads * num_segments() * segment_bytes;
@@ -214,7 +214,7 @@ RetrieveProblem MakeRetrieve(CudaArena& arena, int32_t num_layers, const ListsSh
   score.keys_stride = shape.num_lists();
   MakeSelect(arena, shape, score, &problem.select);
   problem.plan =
-      PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, CentroidForm::kInt8, shape.tokens,
+      PlanRetrieve(shape.num_rows, kHeads, kKvHeads, kHeadDim, kCentroidForm, shape.tokens,
                    shape.num_lists(), shape.num_views(), {shape.has_pages});
   problem.workspace_bytes = RetrieveCudaWorkspaceBytes(problem.plan);
   if (shape.estimates) {

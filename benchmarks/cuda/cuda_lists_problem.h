@@ -1,4 +1,4 @@
-// Scoring and selecting lists for rows of Llama-3-8B's shape, int8 centroids: what several cases
+// Scoring and selecting lists for rows of Llama-3-8B's shape, int4 centroids: what several cases
 // launch.
 
 #ifndef SEMKV_BENCHMARKS_CUDA_CUDA_LISTS_PROBLEM_H_
@@ -18,6 +18,8 @@ namespace semkv {
 
 constexpr int32_t kListPageTokens = 16;
 constexpr int32_t kEstimatedPartition = 1;  // clusters, as the library's
+constexpr CentroidForm kCentroidForm = CentroidForm::kInt4;
+constexpr int32_t kCentroidBytes = CentroidRowBytes(kCentroidForm, kHeadDim);
 
 // One partition of every segment: lists of `size` tokens, neighbours or spread over the segment.
 struct Partition {

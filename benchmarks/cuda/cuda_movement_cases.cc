@@ -188,7 +188,8 @@ CudaLaunch PrepareAppend(CudaArena& arena, int32_t num_layers, int32_t segment_t
     p.members = arena.Copy(rows);
     p.members_cell = p.max_members = segment_tokens;
     p.centers = static_cast<float*>(arena.Zeros(kAppendCells * kHeadDim * sizeof(float)));
-    p.centroids = arena.Bytes(lists * kHeadDim);
+    p.form = CentroidForm::kInt4;
+    p.centroids = arena.Bytes(lists * CentroidRowBytes(p.form, kHeadDim));
     p.scales = arena.Array<float>(lists);
     p.list_offsets = arena.Array<uint16_t>(lists + kAppendCells);
     p.list_members = arena.Array<uint16_t>(members);
@@ -206,7 +207,8 @@ int64_t AppendFloorBytes(int32_t segment_tokens, int32_t num_lists) {
   const int64_t keys = int64_t{2} * segment_tokens * kHeadDim;
   if (num_lists == 1) return kAppendCells * (keys + 4 * kHeadDim + 4);
   return kAppendCells *
-         (keys + 4 * segment_tokens + num_lists * (kHeadDim + 4 + 4 + 2) + 4 * kHeadDim);
+         (keys + 4 * segment_tokens +
+          num_lists * (CentroidRowBytes(CentroidForm::kInt4, kHeadDim) + 4 + 4 + 2) + 4 * kHeadDim);
 }
 
 }  // namespace
@@ -237,7 +239,7 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
   }
   const int32_t tokens = 131072 / shrink, iterations = shrink == 1 ? 10 : 1;
   for (int32_t segment : {8192, 131072}) {
-    const int32_t lists = segment == 8192 ? 256 : 1024;
+    const int32_t lists = segment == 8192 ? 512 : 1024;
     cases.push_back({"kmeans/tokens:131072/segment:" + std::to_string(segment) +
                          "/lists:" + std::to_string(lists) + "/iterations:10",
                      (2 * iterations + 2) * tokens * kTokenBytes, CudaYardstick::kMemory, 0,
@@ -246,7 +248,7 @@ void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases) {
                                             std::max(lists / shrink, 2), iterations);
                      }});
   }
-  for (int32_t lists : {256, 128, 1}) {
+  for (int32_t lists : {512, 128, 1}) {
     const int32_t segment = 8192 / shrink, some = std::max(lists / shrink, 1);
     cases.push_back(
         {"append_lists/cells:128/tokens:8192/lists:" + std::to_string(lists),

@@ -176,11 +176,6 @@ absl::Status Context::CheckPolicy(const semkv_policy& policy) const {
     return absl::FailedPreconditionError(absl::StrCat(
         "policy ", PolicyName(policy.kind), " cuts sentences: call semkv_vocabulary_set first"));
   }
-  if (policy.centroid_form == SEMKV_CENTROID_INT4 && options_.head_dim % kInt4Block != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("policy.centroid_form is int4 and head_dim ",
-                                                   options_.head_dim, ", must be a multiple of ",
-                                                   kInt4Block));
-  }
   if (device_ != nullptr) SEMKV_RETURN_IF_ERROR(CheckDevicePolicy(policy));
   const double kept = std::floor(double{policy.keep_factor} * policy.budget);
   if (KeepsTokens(policy) &&

@@ -68,12 +68,12 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.recent = -1;
   policy.min_context = 4096;
   policy.dense_layers = -1;
-  policy.cluster_size = 32;
+  policy.cluster_size = 16;
   policy.cluster_metric = SEMKV_METRIC_L2;
   policy.kmeans_iterations = 10;
   policy.sentence_min_tokens = 8;
   policy.sentence_max_tokens = 64;
-  policy.centroid_form = SEMKV_CENTROID_INT8;
+  policy.centroid_form = SEMKV_CENTROID_INT4;
   policy.variance_term = SEMKV_VARIANCE_BOUNDED;
   policy.group_rank = SEMKV_RANK_SHARE_SUM;
   policy.segment_tokens = kDefaultSegmentTokens;

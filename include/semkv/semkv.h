@@ -126,7 +126,7 @@ enum {
 
 enum { SEMKV_METRIC_L2 = 0, SEMKV_METRIC_COSINE = 1 };
 enum { SEMKV_CENTROID_INT8 = 0, SEMKV_CENTROID_BF16 = 1, SEMKV_CENTROID_F32 = 2 };
-enum { SEMKV_CENTROID_INT4 = 3 }; /* 32 divides head_dim */
+enum { SEMKV_CENTROID_INT4 = 3 };
 enum { SEMKV_VARIANCE_BOUNDED = 0, SEMKV_VARIANCE_HALF = 1, SEMKV_VARIANCE_NONE = 2 };
 enum { SEMKV_RANK_SHARE_SUM = 0, SEMKV_RANK_SHARE_MAX = 1 };
 
@@ -143,13 +143,13 @@ typedef struct semkv_policy {
   int32_t min_context;  /* shorter rows are attended densely */
   int32_t force_sparse; /* 1: never fall back to dense because a row is short (for tests) */
   int32_t dense_layers; /* first layers attended densely; -1: 2 from 12 layers on, else 0 */
-  int32_t cluster_size; /* mean tokens per cluster; down to half where the context's first
-                           segment is too short for 256 clusters (clusterkv: never) */
+  int32_t cluster_size; /* mean tokens per cluster, default 16; down to half where the context's
+                           first segment is too short for 256 clusters (clusterkv: 80, never) */
   int32_t cluster_metric; /* SEMKV_METRIC_* */
   int32_t kmeans_iterations;
   int32_t sentence_min_tokens; /* shorter fragments are merged forward; 1: never */
   int32_t sentence_max_tokens; /* longer sentences are split */
-  int32_t centroid_form;       /* SEMKV_CENTROID_* */
+  int32_t centroid_form;       /* SEMKV_CENTROID_*; default INT4 (the papers' modes: F32) */
   int32_t variance_term;       /* SEMKV_VARIANCE_* */
   int32_t group_rank;          /* SEMKV_RANK_*: how the query heads of a KV head are combined */
   int32_t per_query_head;      /* 1: one selection per query head instead of per KV head */

@@ -57,13 +57,13 @@ std::vector<PolicyCase> PolicyCases() {
   heads.policy.per_query_head = 1;
   PolicyCase bf16 = {"bf16_centroids", Policy(SEMKV_POLICY_CLUSTER, 128)};
   bf16.policy.centroid_form = SEMKV_CENTROID_BF16;
-  PolicyCase int4 = {"int4_centroids", Policy(SEMKV_POLICY_HYBRID, 128)};
-  int4.policy.centroid_form = SEMKV_CENTROID_INT4;
+  PolicyCase int8 = {"int8_centroids", Policy(SEMKV_POLICY_HYBRID, 128)};
+  int8.policy.centroid_form = SEMKV_CENTROID_INT8;
   PolicyCase later = {"dense_first_layer", Policy(SEMKV_POLICY_HYBRID, 128)};
   later.policy.dense_layers = 1;
   PolicyCase mass = {"mass_target", Policy(SEMKV_POLICY_HYBRID, 128)};
   mass.policy.mass_target = 0.5f;
-  cases.insert(cases.end(), {heads, bf16, int4, later, mass});
+  cases.insert(cases.end(), {heads, bf16, int8, later, mass});
   return cases;
 }
 

@@ -365,8 +365,10 @@ TEST(DeviceListsTest, AreThoseOfTheHost) {
   policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
   policies.back().centroid_form = SEMKV_CENTROID_BF16;
   policies.back().cluster_metric = SEMKV_METRIC_COSINE;
-  policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
-  policies.back().centroid_form = SEMKV_CENTROID_INT4;
+  for (int32_t form : {int32_t{SEMKV_CENTROID_INT4}, int32_t{SEMKV_CENTROID_INT8}}) {
+    policies.push_back(EstimatingPolicy(SEMKV_POLICY_HYBRID));
+    policies.back().centroid_form = form;
+  }
   for (size_t i = 0; i < policies.size(); ++i) {
     SCOPED_TRACE(std::string(PolicyName(policies[i].kind)) + ", case " + std::to_string(i));
     TwoIndexes indexes(policies[i], 700, i % 2 == 0 ? DType::kFloat16 : DType::kBFloat16, seed);

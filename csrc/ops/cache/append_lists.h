@@ -65,9 +65,6 @@ inline const char* AppendListsCudaUnsupported(const AppendListsParams& params) {
   if (d != 64 && d != 80 && d != 96 && d != 128 && d != 256) {
     return "head_dim is not 64, 80, 96, 128 or 256";
   }
-  if (params.form == CentroidForm::kInt4 && d % kInt4Block != 0) {
-    return "int4 centroids of a head_dim that is no multiple of 32";
-  }
   if (params.dtype != DType::kFloat16 && params.dtype != DType::kBFloat16) {
     return "keys are not float16 or bfloat16";
   }

@@ -282,14 +282,16 @@ __device__ inline int32_t CentroidCode(float x, float scale) {
   return scale > 0.0f ? static_cast<int32_t>(rintf(x / scale)) : 0;
 }
 
-// Per warp, which has a block of kInt4Block channels, a lane one: 16 lanes write a byte each.
+// Per warp, which has a block of kInt4Block channels, a lane one (x is 0 behind kHeadDim): 16 lanes
+// write a byte each.
 template <int32_t kHeadDim>
 __device__ inline void StoreInt4(const AppendListsParams& p, int64_t place, int32_t channel,
                                  float x, float scale) {
   const int32_t code = CentroidCode(x, scale);
   const int32_t upper = __shfl_xor_sync(kAllLanes, code, kInt4Block / 2);
   if (channel >= kHeadDim || channel % kInt4Block >= kInt4Block / 2) return;
-  static_cast<uint8_t*>(p.centroids)[place * (kHeadDim / 2) + Int4Byte(channel)] =
+  constexpr int32_t kRowBytes = CentroidRowBytes(CentroidForm::kInt4, kHeadDim);
+  static_cast<uint8_t*>(p.centroids)[place * kRowBytes + Int4Byte(channel)] =
       static_cast<uint8_t>((code & 15) | upper << 4);
 }
 

@@ -56,16 +56,20 @@ void WriteCentroid(const AppendListsParams& p, int64_t cell, int64_t place,
   }
   const float scale = greatest < 1e-30f ? 0.0f : greatest / GreatestCode(p.form);
   if (HasScales(p.form)) p.scales[place] = scale;
+  if (p.form == CentroidForm::kInt4) {
+    const int64_t bytes = CentroidRowBytes(p.form, p.head_dim);
+    std::fill_n(static_cast<uint8_t*>(p.centroids) + place * bytes, bytes, uint8_t{0});
+  }
   for (int32_t d = 0; d < p.head_dim; ++d) {
     const int64_t at = place * p.head_dim + d;
     const float code = scale > 0.0f ? std::nearbyint(x[d] / scale) : 0.0f;
     if (p.form == CentroidForm::kInt8) {
       static_cast<int8_t*>(p.centroids)[at] = static_cast<int8_t>(code);
     } else if (p.form == CentroidForm::kInt4) {
-      uint8_t& byte = static_cast<uint8_t*>(p.centroids)[place * p.head_dim / 2 + Int4Byte(d)];
+      const int64_t first = place * CentroidRowBytes(p.form, p.head_dim);
       const int32_t half = static_cast<int32_t>(code) & 15;
-      byte = static_cast<uint8_t>(d % kInt4Block < 16 ? (byte & 0xf0) | half
-                                                      : (byte & 0x0f) | half << 4);
+      static_cast<uint8_t*>(p.centroids)[first + Int4Byte(d)] |=
+          static_cast<uint8_t>(d % kInt4Block < 16 ? half : half << 4);
     } else {
       const bool is_float = p.form == CentroidForm::kFloat32;
       StoreFromFloat(p.centroids, is_float ? DType::kFloat32 : DType::kBFloat16, at, x[d]);

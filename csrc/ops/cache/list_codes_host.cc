@@ -96,12 +96,13 @@ constexpr int32_t kMaxHeadDim = 256;
 
 void EncodeInt4(const float* means, const float* center, int32_t nlist, int32_t head_dim,
                 uint8_t* codes, float* scales) {
-  int8_t code[kMaxHeadDim];
+  const int64_t row_bytes = CentroidRowBytes(CentroidForm::kInt4, head_dim);
+  int8_t code[kMaxHeadDim] = {};  // 0 behind head_dim
   for (int32_t i = 0; i < nlist; ++i) {
     HWY_DYNAMIC_DISPATCH(EncodeList)
     (means + int64_t{i} * head_dim, center, head_dim, GreatestCode(CentroidForm::kInt4), code,
      scales + i);
-    uint8_t* const to = codes + int64_t{i} * head_dim / 2;
+    uint8_t* const to = codes + i * row_bytes;
     for (int32_t c = 0; c < head_dim; c += kInt4Block) {
       for (int32_t j = c; j < c + kInt4Block / 2; ++j) {
         to[Int4Byte(j)] = static_cast<uint8_t>((code[j] & 15) | code[j + kInt4Block / 2] << 4);

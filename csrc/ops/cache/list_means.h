@@ -39,7 +39,7 @@ void ListBounds(const ListMeansParams& params, uint16_t* bounds);
 void EncodeInt8(const float* means, const float* center, int32_t nlist, int32_t head_dim,
                 int8_t* codes, float* scales);
 // The same with codes in [-7, 7], scales[i] = max |mean[i] - center| / 7, as CentroidForm::kInt4
-// has them: [nlist, head_dim / 2]. 32 divides head_dim.
+// has them: [nlist, Int4Channels(head_dim) / 2].
 void EncodeInt4(const float* means, const float* center, int32_t nlist, int32_t head_dim,
                 uint8_t* codes, float* scales);
 // codes[i] = bf16(mean[i] - center); center may be null (0).

@@ -16,8 +16,8 @@ enum class CentroidForm : int32_t {
   kInt8 = 0,      // centroid = center + scales[i] * int8 vector; center is the segment's mean key
   kBFloat16 = 1,  // centroid = center + bf16 vector
   kFloat32 = 2,   // centroid itself; center is not added
-  kInt4 = 3,      // as kInt8 with codes in [-7, 7], two to a byte (Int4Code); 32 divides head_dim.
-                  // The query is rounded too (Int4QueryStep)
+  kInt4 = 3,      // as kInt8 with codes in [-7, 7], two to a byte (Int4Code), in blocks of 32
+                  // channels (Int4Channels). The query is rounded too (Int4QueryStep)
   kBounds = 4,    // Quest: least and greatest key per channel, bf16 rounded outwards; no center
 };
 
@@ -36,11 +36,24 @@ SEMKV_HOST_DEVICE constexpr float GreatestCode(CentroidForm form) {
   return form == CentroidForm::kInt4 ? 7.0f : 127.0f;
 }
 
+// Of 32 neighbouring channels the first 16 are the lower halves of 16 bytes, the others the upper:
+// a shift and a sign extension make vectors of neighbours of either. The byte of channel c, its
+// code there, and the channels that a list's blocks have; those behind head_dim are 0.
+constexpr int32_t kInt4Block = 32;
+SEMKV_HOST_DEVICE constexpr int32_t Int4Byte(int32_t c) { return c / kInt4Block * 16 + c % 16; }
+SEMKV_HOST_DEVICE constexpr int32_t Int4Code(uint8_t byte, int32_t c) {
+  const int32_t half = (c % kInt4Block < 16 ? byte : byte >> 4) & 15;
+  return half < 8 ? half : half - 16;
+}
+SEMKV_HOST_DEVICE constexpr int32_t Int4Channels(int32_t head_dim) {
+  return (head_dim + kInt4Block - 1) / kInt4Block * kInt4Block;
+}
+
 // Bytes of one list's vectors.
 SEMKV_HOST_DEVICE constexpr int32_t CentroidRowBytes(CentroidForm form, int32_t head_dim) {
   switch (form) {
     case CentroidForm::kInt4:
-      return head_dim / 2;
+      return Int4Channels(head_dim) / 2;
     case CentroidForm::kInt8:
       return head_dim;
     case CentroidForm::kBFloat16:
@@ -59,24 +72,15 @@ SEMKV_HOST_DEVICE constexpr int32_t CentroidRowBytes(CentroidForm form, int32_t 
 SEMKV_HOST_DEVICE constexpr float Int4QueryStep(float largest) { return largest / 127.0f; }
 constexpr float kLeastQueryStep = 1e-37f;  // 1 / step may overflow below
 
-// Of 32 neighbouring channels the first 16 are the lower halves of 16 bytes, the others the upper:
-// a shift and a sign extension make vectors of neighbours of either. The byte of channel c, and its
-// code there.
-constexpr int32_t kInt4Block = 32;
-SEMKV_HOST_DEVICE constexpr int32_t Int4Byte(int32_t c) { return c / kInt4Block * 16 + c % 16; }
-SEMKV_HOST_DEVICE constexpr int32_t Int4Code(uint8_t byte, int32_t c) {
-  const int32_t half = (c % kInt4Block < 16 ? byte : byte >> 4) & 15;
-  return half < 8 ? half : half - 16;
-}
-
 struct ListsView {
   int32_t nlist = 0;           // at most 65,535
   int32_t partition = 0;       // 0 or 1: lists of equal number share one Z when they are ranked
   int32_t first_position = 0;  // position of the segment's first token; members count from it
   CentroidForm form = CentroidForm::kInt8;
-  const void* centroids = nullptr;  // [nlist, head_dim]; kBounds: [nlist, 2, head_dim], least first
-  const float* scales = nullptr;    // [nlist], where HasScales
-  const float* center = nullptr;    // [head_dim], where HasCenter
+  const void* centroids = nullptr;  // [nlist, head_dim]; kInt4: [nlist, Int4Channels] codes;
+                                    // kBounds: [nlist, 2, head_dim], least first
+  const float* scales = nullptr;      // [nlist], where HasScales
+  const float* center = nullptr;      // [head_dim], where HasCenter
   const float* variances = nullptr;   // [nlist]; null: the variance term is 0
   const uint16_t* offsets = nullptr;  // [nlist + 1]; list i has offsets[i + 1] - offsets[i] members
   const uint16_t* members = nullptr;  // [offsets[nlist]], ascending within a list; null: the list

@@ -284,15 +284,16 @@ HWY_INLINE void DotViewInt8(const ListsView& view, const void* next, const Query
 template <int kHeads>
 HWY_INLINE void DotViewInt4(const ListsView& view, const void* next, const QueryScratch& query,
                             int32_t head, int32_t head_dim, float* dots, int64_t stride) {
-  if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
+  const int32_t channels = Int4Channels(head_dim);
+  if (kHeads == kVnniHeads && UsesVnni(channels)) {
     DotsVnniInt4(view.centroids, view.nlist, next,
-                 query.query_vnni_int4 + head * VnniQueryElements(head_dim), head_dim, dots,
+                 query.query_vnni_int4 + head * VnniQueryElements(channels), channels, dots,
                  stride);
     return;
   }
   const hn::CappedTag<int16_t, kInt4Block / 2> d16;
-  const int16_t* const queries = query.query_for_int4 + int64_t{head} * head_dim;
-  DotViewCodes<kHeads, Int4Codes, 0>(d16, view, queries, head_dim, dots, stride);
+  const int16_t* const queries = query.query_for_int4 + int64_t{head} * channels;
+  DotViewCodes<kHeads, Int4Codes, 0>(d16, view, queries, channels, dots, stride);
 }
 
 template <int kHeads, class Lists>
@@ -427,16 +428,21 @@ inline void QuantizeQuery(const QueryForms& forms, const QueryScratch& out, int3
   const float step = range.largest / 32767.0f, int4_step = Int4QueryStep(range.largest);
   out.int16_step[h] = step + range.poison;
   out.int4_step[h] = int4_step + range.poison;
-  const int64_t split = h * VnniQueryElements(head_dim);
   if (forms.int16) {
     int16_t* const to = out.query_int16 + int64_t{h} * head_dim;
     QuantizeQueryHead(query, head_dim, step, to);
-    if (UsesVnni(head_dim)) SplitQueryForVnni(to, head_dim, out.query_vnni + split);
+    if (UsesVnni(head_dim)) {
+      SplitQueryForVnni(to, head_dim, out.query_vnni + h * VnniQueryElements(head_dim));
+    }
   }
   if (forms.int4) {
-    int16_t* const to = out.query_for_int4 + int64_t{h} * head_dim;
+    const int32_t channels = Int4Channels(head_dim);
+    int16_t* const to = out.query_for_int4 + int64_t{h} * channels;
     QuantizeQueryHead(query, head_dim, int4_step, to);
-    if (UsesVnni(head_dim)) SplitQueryForVnniInt4(to, head_dim, out.query_vnni_int4 + split);
+    std::fill(to + head_dim, to + channels, int16_t{0});
+    if (UsesVnni(channels)) {
+      SplitQueryForVnniInt4(to, channels, out.query_vnni_int4 + h * VnniQueryElements(channels));
+    }
   }
 }
 

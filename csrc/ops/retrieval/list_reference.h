@@ -56,7 +56,8 @@ inline double ListDotReference(const ListsView& view, int32_t head_dim, int32_t 
         break;
       }
       case CentroidForm::kInt4: {
-        const uint8_t* const row = static_cast<const uint8_t*>(view.centroids) + first / 2;
+        const uint8_t* const row = static_cast<const uint8_t*>(view.centroids) +
+                                   int64_t{i} * CentroidRowBytes(view.form, head_dim);
         sum +=
             query[c] * view.center[c] + rounded[c] * view.scales[i] * Int4Code(row[Int4Byte(c)], c);
         break;

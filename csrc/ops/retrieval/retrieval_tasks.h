@@ -35,8 +35,8 @@ struct QueryScratch {
         query_int16(workspace.Take<int16_t>(int64_t{heads} * head_dim)),
         query_vnni(workspace.Take<int16_t>(heads * VnniQueryElements(head_dim))),
         int16_step(workspace.Take<float>(heads)),
-        query_for_int4(workspace.Take<int16_t>(int64_t{heads} * head_dim)),
-        query_vnni_int4(workspace.Take<int8_t>(heads * VnniQueryElements(head_dim))),
+        query_for_int4(workspace.Take<int16_t>(int64_t{heads} * Int4Channels(head_dim))),
+        query_vnni_int4(workspace.Take<int8_t>(heads * VnniQueryElements(Int4Channels(head_dim)))),
         int4_step(workspace.Take<float>(heads)),
         square_norm(workspace.Take<float>(heads)),
         center_dot(workspace.Take<float>(heads)) {}
@@ -46,8 +46,8 @@ struct QueryScratch {
   int16_t* query_vnni;  // [heads, VnniQueryElements]; the same split for DotsVnni, where it is used
   float* int16_step;    // [heads]; not a number for a query that is not finite
   // Likewise of 8 bits, for int4 lists.
-  int16_t* query_for_int4;  // [heads, head_dim]
-  int8_t* query_vnni_int4;  // [heads, VnniQueryElements]
+  int16_t* query_for_int4;  // [heads, Int4Channels], 0 behind head_dim
+  int8_t* query_vnni_int4;  // [heads, VnniQueryElements(Int4Channels)]
   float* int4_step;         // [heads]
   float* square_norm;       // [heads]; likewise
   float* center_dot;        // [heads], of the current view

@@ -121,7 +121,8 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
   app->add_option("--dense-layers", overrides->dense_layers,
                   "first layers that read everything; -1: 2 from 12 layers on, else 0 [-1]")
       ->check(CLI::Range(-1, 1 << 20));
-  app->add_option("--cluster-size", overrides->cluster_size, "mean tokens per cluster [32]")
+  app->add_option("--cluster-size", overrides->cluster_size,
+                  "mean tokens per cluster [16; clusterkv: 80]")
       ->check(CLI::Range(1, 8192));
   app->add_option_function<std::string>(
          "--centroids",
@@ -132,7 +133,7 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
                                                                  {"f32", SEMKV_CENTROID_F32}};
            overrides->centroid_form = kForms.at(name);
          },
-         "how the lists' vectors are kept: int8, int4, bf16, f32 [int8; papers' modes: f32]")
+         "how the lists' vectors are kept: int8, int4, bf16, f32 [int4; papers' modes: f32]")
       ->check(CLI::IsMember({"int8", "int4", "bf16", "f32"}));
   app->add_option("--lone-share", overrides->lone_share,
                   "of the clusters, so many hold one token each [0; cluster: 0.25]")

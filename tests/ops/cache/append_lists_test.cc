@@ -191,10 +191,6 @@ TEST(AppendListsTest, WhatTheCudaFormRefuses) {
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.num_cells = -1; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.nlist = -1; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.head_dim = 72; }));
-  EXPECT_TRUE(refuses([](AppendListsParams& p) {
-    p.head_dim = 80;
-    p.form = CentroidForm::kInt4;
-  }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.dtype = DType::kFloat32; }));
   EXPECT_TRUE(refuses([](AppendListsParams& p) { p.key_cell += 4; }));
   EXPECT_TRUE(

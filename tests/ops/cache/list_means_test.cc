@@ -193,12 +193,13 @@ TEST(EncodeInt4Test, RoundTripIsWithinHalfAScale) {
   SEMKV_TRACE_SEED(seed);
   std::mt19937_64 rng(seed);
   constexpr int32_t kLists = 50;
-  for (int32_t head_dim : {32, 64, 96, 256}) {
+  for (int32_t head_dim : {16, 32, 64, 72, 80, 96, 256}) {
+    const int32_t row_bytes = CentroidRowBytes(CentroidForm::kInt4, head_dim);
     std::vector<float> means = testing::RandomNormal(rng, kLists * head_dim, 3.0f);
     const std::vector<float> center = testing::RandomNormal(rng, head_dim, 20.0f);
     std::copy(center.begin(), center.end(), means.begin());  // list 0: scale and codes are 0
     testing::ForEachSimdTarget([&] {
-      std::vector<uint8_t> codes(kLists * head_dim / 2 + 1, 0xa5);
+      std::vector<uint8_t> codes(kLists * row_bytes + 1, 0xa5);
       std::vector<float> scales(kLists + 1, kGuard);
       EncodeInt4(means.data(), center.data(), kLists, head_dim, codes.data(), scales.data());
       EXPECT_EQ(codes.back(), 0xa5);
@@ -207,11 +208,14 @@ TEST(EncodeInt4Test, RoundTripIsWithinHalfAScale) {
       for (int32_t i = 0; i < kLists; ++i) {
         int greatest = 0;
         for (int32_t d = 0; d < head_dim; ++d) {
-          const int32_t code = Int4Code(codes[i * head_dim / 2 + Int4Byte(d)], d);
+          const int32_t code = Int4Code(codes[i * row_bytes + Int4Byte(d)], d);
           EXPECT_NEAR(code * scales[i], means[i * head_dim + d] - center[d], scales[i] * 0.5001f);
           greatest = std::max(greatest, std::abs(code));
         }
         EXPECT_EQ(greatest, i == 0 ? 0 : 7);
+        for (int32_t d = head_dim; d < Int4Channels(head_dim); ++d) {
+          EXPECT_EQ(Int4Code(codes[i * row_bytes + Int4Byte(d)], d), 0);
+        }
       }
     });
   }

@@ -80,6 +80,17 @@ inline std::vector<RetrievalCase> RetrievalCases() {
        .num_heads = 14,
        .head_dim = 96,
        .form = CentroidForm::kInt4},
+      {.name = "Int4D80BlockHalfFull",
+       .contexts = {1500, 300},
+       .num_heads = 9,
+       .num_selections = 1,
+       .head_dim = 80,
+       .form = CentroidForm::kInt4},
+      {.name = "Int4D16Heads4",
+       .contexts = {300},
+       .num_selections = 1,
+       .head_dim = 16,
+       .form = CentroidForm::kInt4},
       {.name = "Int4D256Heads1",
        .contexts = {1500},
        .num_heads = 2,
@@ -310,7 +321,8 @@ class RetrievalInput {
       case CentroidForm::kInt8:
       case CentroidForm::kInt4: {
         const bool is_int4 = view.form == CentroidForm::kInt4;
-        std::vector<int8_t> x(is_int4 ? elements / 2 : elements);
+        // Of int4 also what stands behind head_dim: 0 from the encoders, but never looked at.
+        std::vector<int8_t> x(int64_t{view.nlist} * CentroidRowBytes(view.form, case_.head_dim));
         for (int8_t& value : x) value = static_cast<int8_t>(rng_());
         if (is_int4) {  // as far as codes of int8 reach
           for (float& scale : scales) scale *= 16.0f;

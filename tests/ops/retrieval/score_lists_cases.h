@@ -43,9 +43,6 @@ inline RetrievalCase RandomScoreCase(std::mt19937_64& rng) {
   c.num_heads = c.num_selections * (1 + rng() % 9);
   c.head_dim = 16 * (1 + rng() % 16);
   c.form = static_cast<CentroidForm>(rng() % 5);
-  if (c.form == CentroidForm::kInt4) {
-    c.head_dim = CeilDiv(c.head_dim, kInt4Block) * kInt4Block;
-  }
   c.q_dtype = static_cast<DType>(rng() % 3);
   c.variance = static_cast<VarianceTerm>(rng() % 3);
   c.rank = static_cast<GroupRank>(rng() % 2);

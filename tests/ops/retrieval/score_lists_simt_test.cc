@@ -115,7 +115,7 @@ TEST(ScoreListsSimtTest, TilesMayHoldAnyNumberOfLists) {
     RetrievalCase c;
     c.num_heads = 2;
     c.num_selections = 1;
-    c.head_dim = form == CentroidForm::kInt4 ? 32 : 16;
+    c.head_dim = 16;
     c.form = form;
     c.sentence_tokens = 1;
     c.cluster_tokens = 20;
