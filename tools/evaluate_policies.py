@@ -26,7 +26,7 @@ POLICIES = ("dense hybrid sentence cluster pages quest window sentencekv cluster
 FRACTIONS = ("0.125", "0.0625")
 SEED = 7
 QUESTIONS_OF_A_DOCUMENT = {"facts4": 4, "facts16": 16, "dense": 5}
-QUESTIONS_OF_A_CELL = {2000: 600, 4000: 600, 8000: 600, 16000: 200}
+QUESTIONS_OF_A_CELL = {2000: 600, 4000: 600, 8000: 300, 16000: 200}
 CELLS = [(kind, tokens) for kind, contexts in (("facts4", (2000, 4000, 8000, 16000)),
                                                ("facts16", (2000, 4000, 8000, 16000)),
                                                ("dense", (2000, 4000, 8000)))
@@ -161,7 +161,7 @@ def parse_arguments():
     parser.add_argument("--out", default=os.path.join(ROOT, "docs", "results", "model_quality.md"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--questions", type=int,
-                        help="of a cell, at least [600, of 16,000 tokens 200]")
+                        help="of a cell, at least [600; of 8,000 tokens 300, of 16,000 200]")
     parser.add_argument("--policy", action="append", choices=POLICIES,
                         help="beside dense and hybrid, may be repeated [all]")
     parser.add_argument("--cell", action="append", type=cell_name,

@@ -78,6 +78,9 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.group_rank = SEMKV_RANK_SHARE_SUM;
   policy.segment_tokens = kDefaultSegmentTokens;
   switch (kind) {
+    case SEMKV_POLICY_HYBRID:
+      policy.lone_share = 0.0625f;
+      break;
     case SEMKV_POLICY_CLUSTER:
       policy.lone_share = 0.25f;
       break;
