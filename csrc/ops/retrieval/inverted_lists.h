@@ -77,8 +77,8 @@ struct ListsView {
   int32_t partition = 0;       // 0 or 1: lists of equal number share one Z when they are ranked
   int32_t first_position = 0;  // position of the segment's first token; members count from it
   CentroidForm form = CentroidForm::kInt8;
-  const void* centroids = nullptr;  // [nlist, head_dim]; kInt4: [nlist, Int4Channels] codes;
-                                    // kBounds: [nlist, 2, head_dim], least first
+  const void* centroids = nullptr;    // [nlist, head_dim]; kInt4: [nlist, Int4Channels] codes;
+                                      // kBounds: [nlist, 2, head_dim], least first
   const float* scales = nullptr;      // [nlist], where HasScales
   const float* center = nullptr;      // [head_dim], where HasCenter
   const float* variances = nullptr;   // [nlist]; null: the variance term is 0
