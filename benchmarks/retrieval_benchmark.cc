@@ -107,14 +107,14 @@ struct Layers {
     }
   }
 
-  // Reads the centroids of layer `i`.
+  // Reads the centroids of layer `i`, of each view whole runs of 128 bytes: an int4 list has 64.
   uint64_t Read(int64_t i) {
     typedef uint64_t Words __attribute__((vector_size(16), aligned(1)));
     Words sums[8] = {};
     for (const ListsView& view : layer(i).views()) {
       const uint8_t* const p = static_cast<const uint8_t*>(view.centroids);
       const int64_t bytes = int64_t{view.nlist} * CentroidRowBytes(view.form, 128);
-      for (int64_t at = 0; at < bytes; at += 128) {
+      for (int64_t at = 0; at + 128 <= bytes; at += 128) {
         for (int j = 0; j < 8; ++j) sums[j] ^= *reinterpret_cast<const Words*>(p + at + 16 * j);
       }
     }
