@@ -139,6 +139,7 @@ SelectionRun::SelectionRun(const AttentionLayers& layers, int32_t num_tokens,
   row_.budget = kBudget;
   row_.num_sinks = 16;
   row_.num_recent = 64;
+  row_.rank_weight[0] = SentenceWeight(MakePolicy(policy));
   row_.block_table = layers_.block_table().data();
   DescribeSelection();
   DescribeAttention();

@@ -214,6 +214,7 @@ void StepPlan::FillRetrievalRow(int32_t r) {
   out.num_recent = std::min({recent, row.num_tokens, out.budget - out.num_sinks});
   out.variance = static_cast<VarianceTerm>(policy.variance_term);
   out.rank = static_cast<GroupRank>(policy.group_rank);
+  out.rank_weight[0] = SentenceWeight(policy);
   // Both papers cut the last list's latest members; ours keeps them.
   const bool paper =
       policy.kind == SEMKV_POLICY_CLUSTERKV || policy.kind == SEMKV_POLICY_SENTENCEKV;

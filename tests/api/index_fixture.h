@@ -61,6 +61,7 @@ class IndexFixture {
     row.num_recent = num_recent;
     row.variance = static_cast<VarianceTerm>(policy_.variance_term);
     row.rank = static_cast<GroupRank>(policy_.group_rank);
+    row.rank_weight[0] = SentenceWeight(policy_);
     row.mass_target = policy_.mass_target;
     row.block_table = pages_.data();
     ScoreListsParams score;

@@ -69,7 +69,11 @@ class TwoContexts {
   }
   TwoContexts(const TwoContexts&) = delete;
   TwoContexts& operator=(const TwoContexts&) = delete;
+  // The clusters of both differ: a head may lose by it, all of them together must not.
   ~TwoContexts() {
+    if (num_masses_ > 0) {
+      EXPECT_LE(mass_lost_ / num_masses_, 0.01);
+    }
     for (const auto& [rows, plan] : plans_) {
       semkv_plan_destroy(plan.first);
       semkv_plan_destroy(plan.second);
@@ -328,7 +332,7 @@ class TwoContexts {
   }
   void ExpectAsGood(semkv_sequence sequence, const std::vector<int32_t>& taken,
                     const std::vector<int32_t>& expected,
-                    const std::function<double(const std::vector<int32_t>&)>& mass) const;
+                    const std::function<double(const std::vector<int32_t>&)>& mass);
   // The positions that a row of the device's step attends to, per KV head or query head.
   std::vector<int32_t> Selected(semkv_plan* plan, int32_t row, int32_t selection) {
     const int32_t* positions = nullptr;
@@ -349,15 +353,17 @@ class TwoContexts {
   std::map<semkv_sequence, std::vector<Token>> tokens_;
   std::map<semkv_sequence, semkv_policy> policies_;
   std::map<std::pair<int32_t, int32_t>, std::pair<semkv_plan*, semkv_plan*>> plans_;
-  int32_t num_estimates_ = 0;
+  int32_t num_estimates_ = 0, num_masses_ = 0;
+  double mass_lost_ = 0;
   double estimate_error_ = 0, plain_error_ = 0;
 };
 
-// Clusters of the device are others than the host's, and as good.
+// Clusters of the device are others than the host's, and as good; of one head nearly so, since a
+// list more or less of few may be a tenth of its mass.
 inline void TwoContexts::ExpectAsGood(
     semkv_sequence sequence, const std::vector<int32_t>& taken,
     const std::vector<int32_t>& expected,
-    const std::function<double(const std::vector<int32_t>&)>& mass) const {
+    const std::function<double(const std::vector<int32_t>&)>& mass) {
   const semkv_policy& policy = policies_.at(sequence);
   ASSERT_TRUE(std::is_sorted(taken.begin(), taken.end()));
   ASSERT_EQ(std::adjacent_find(taken.begin(), taken.end()), taken.end());
@@ -365,7 +371,10 @@ inline void TwoContexts::ExpectAsGood(
     ASSERT_EQ(taken.size(), expected.size());
   }
   if (HasClusters(policy)) {
-    EXPECT_GE(mass(taken), mass(expected) - 0.05);
+    const double lost = mass(expected) - mass(taken);
+    EXPECT_LE(lost, 0.1);
+    mass_lost_ += lost;
+    ++num_masses_;
     return;
   }
   std::vector<int32_t> both;

@@ -92,10 +92,10 @@ bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }  // namespace
 
 void MergeStatesHost(const MergeStatesParams& params, ThreadPool& pool) {
-  const auto merge = HWY_DYNAMIC_DISPATCH(MergeHeads);
   const int64_t heads = int64_t{params.num_rows} * params.num_heads;
   pool.Run(CeilDiv(heads, kTaskHeads), [&](int64_t task, int) {
-    merge(params, task * kTaskHeads, std::min(heads, (task + 1) * kTaskHeads));
+    HWY_DYNAMIC_DISPATCH(MergeHeads)
+    (params, task * kTaskHeads, std::min(heads, (task + 1) * kTaskHeads));
   });
 }
 

@@ -359,12 +359,11 @@ void PrefillAttentionHost(const PrefillAttentionParams& params, void* workspace,
       params.num_rows > 0
           ? *std::max_element(params.row_tokens, params.row_tokens + params.num_rows)
           : 0;
-  const auto attend = HWY_DYNAMIC_DISPATCH(Attend);
   const int64_t num_tasks = BlocksEndingFrom(params, size, 1) * params.num_kv_heads;
   pool.Run(num_tasks, [&](int64_t index, int thread) {
     const PrefillScratch scratch =
         layout(static_cast<char*>(workspace) + thread * thread_bytes).scratch;
-    attend(params, TaskAt(params, size, max_tokens, index), scratch);
+    HWY_DYNAMIC_DISPATCH(Attend)(params, TaskAt(params, size, max_tokens, index), scratch);
   });
 }
 

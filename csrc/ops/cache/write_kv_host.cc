@@ -80,26 +80,28 @@ constexpr int32_t kTaskTokens = 32;
 
 void WriteKvHost(const WriteKvParams& params, ThreadPool& pool) {
   assert(params.view.dtype != DType::kFloat8E4M3);
-  const auto write = HWY_DYNAMIC_DISPATCH(WriteKv);
   pool.Run(CeilDiv(params.num_tokens, kTaskTokens), [&](int64_t task, int) {
     const int32_t begin = static_cast<int32_t>(task) * kTaskTokens;
-    write(params, begin, std::min(begin + kTaskTokens, params.num_tokens));
+    HWY_DYNAMIC_DISPATCH(WriteKv)
+    (params, begin, std::min(begin + kTaskTokens, params.num_tokens));
   });
 }
 
+// Dispatched row by row: before a process's first call the table's pointer is one that asks the
+// processor for its features, which a virtual machine answers in tens of microseconds.
 void GatherKeys(const KvView& view, int32_t head, int32_t head_dim, const int32_t* slots,
                 int32_t num_slots, float* rows) {
-  const auto gather = HWY_DYNAMIC_DISPATCH(GatherRow);
   for (int32_t i = 0; i < num_slots; ++i) {
-    gather(view, view.k, KeyOffset(view, slots[i], head), head_dim, rows + int64_t{i} * head_dim);
+    HWY_DYNAMIC_DISPATCH(GatherRow)
+    (view, view.k, KeyOffset(view, slots[i], head), head_dim, rows + int64_t{i} * head_dim);
   }
 }
 
 void GatherValues(const KvView& view, int32_t head, int32_t head_dim, const int32_t* slots,
                   int32_t num_slots, float* rows) {
-  const auto gather = HWY_DYNAMIC_DISPATCH(GatherRow);
   for (int32_t i = 0; i < num_slots; ++i) {
-    gather(view, view.v, ValueOffset(view, slots[i], head), head_dim, rows + int64_t{i} * head_dim);
+    HWY_DYNAMIC_DISPATCH(GatherRow)
+    (view, view.v, ValueOffset(view, slots[i], head), head_dim, rows + int64_t{i} * head_dim);
   }
 }
 

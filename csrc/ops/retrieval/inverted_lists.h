@@ -129,6 +129,7 @@ struct RetrievalRow {
   VarianceTerm variance = VarianceTerm::kBounded;
   GroupRank rank = GroupRank::kShareSum;
   TrimKeep trim = TrimKeep::kMostRecent;
+  float rank_weight[2] = {1.0f, 1.0f};  // per partition, positive: a list's key is that many shares
   float mass_target = 0.0f;  // in (0, 1): stop at the fewest lists whose estimated share of the
                              // lists' mass reaches it; 0: fill the budget
   const int32_t* block_table = nullptr;  // the row's pages

@@ -74,7 +74,7 @@ struct ScoreScratch {
   float* root_spread;  // [heads] its square root
   float*
       maximum;   // [2, heads, kScratchPadding] per partition and head; lanes folded into the first
-  float* total;  // likewise: Z
+  float* total;  // likewise: Z, then rank_weight / Z
 };
 
 // Writes the keys of (row, selection) `task` to keys[0 .. lists).

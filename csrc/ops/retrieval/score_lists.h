@@ -4,9 +4,11 @@
 //   s[h, i]  = scale * dot(q[r, h], centroid[i]) + f(v[h, i]),
 //   v[h, i]  = scale^2 * |q[r, h]|^2 / head_dim * variance[i]        (f: VarianceTerm)
 //   Z[h, p]  = sum over lists i of partition p of size[i] * exp(s[h, i])
-//   key[i]   = sum (or max) over the heads h of the selection of exp(s[h, i]) / Z[h, p(i)]
+//   key[i]   = rank_weight[p(i)] * sum (or max) over the heads h of the selection of
+//              exp(s[h, i]) / Z[h, p(i)]
 //
-// key is the list's estimated attention mass per token. kBounds lists: the dot product is Quest's
+// key is the list's estimated attention mass per token, weighed by how far the row trusts the
+// estimates of its partition. kBounds lists: the dot product is Quest's
 // upper bound, sum over channels of max(q * least, q * greatest), without a variance term.
 //
 // A list whose score is not a number for some head of the selection, or of size 0, gets key -1, is

@@ -245,12 +245,12 @@ void ExpView(const ListsView& view, int32_t heads, int64_t first, const ScoreScr
   }
 }
 
-HWY_INLINE VF KeyBlock(DF df, GroupRank rank, int32_t heads, const float* inverse_total, int64_t i,
+HWY_INLINE VF KeyBlock(DF df, GroupRank rank, int32_t heads, const float* weight_of_exp, int64_t i,
                        const ScoreScratch& s) {
   VF key = hn::Zero(df);
   for (int32_t h = 0; h < heads; ++h) {
     const VF share = hn::Mul(hn::LoadU(df, s.scores + h * s.stride + i),
-                             hn::Set(df, inverse_total[h * kScratchPadding]));
+                             hn::Set(df, weight_of_exp[h * kScratchPadding]));
     key = rank == GroupRank::kShareSum ? hn::Add(key, share) : hn::Max(key, share);
   }
   const auto dead = hn::Eq(hn::LoadU(df, s.sizes + i), hn::Zero(df));
@@ -261,14 +261,14 @@ void KeyView(const ListsView& view, GroupRank rank, int32_t heads, int64_t first
              const ScoreScratch& s, float* keys) {
   const DF df;
   const int32_t lanes = hn::Lanes(df);
-  const float* const inverse_total = s.total + view.partition * heads * kScratchPadding;
+  const float* const weight_of_exp = s.total + view.partition * heads * kScratchPadding;
   int32_t i = 0;
   for (; i + lanes <= view.nlist; i += lanes) {
-    hn::StoreU(KeyBlock(df, rank, heads, inverse_total, first + i, s), df, keys + i);
+    hn::StoreU(KeyBlock(df, rank, heads, weight_of_exp, first + i, s), df, keys + i);
   }
   if (i < view.nlist) {
     HWY_ALIGN float last[kScratchPadding];
-    hn::Store(KeyBlock(df, rank, heads, inverse_total, first + i, s), df, last);
+    hn::Store(KeyBlock(df, rank, heads, weight_of_exp, first + i, s), df, last);
     std::copy_n(last, view.nlist - i, keys + i);
   }
 }
@@ -299,8 +299,10 @@ void ScoreLists(const ScoreListsParams& p, int64_t task, float* keys, Workspace 
   }
   first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) ExpView(views[v], heads, first, s);
-  for (int64_t at = 0; at < 2 * heads * kScratchPadding; at += kScratchPadding) {
-    s.total[at] = 1.0f / hn::GetLane(hn::SumOfLanes(df, hn::Load(df, s.total + at)));
+  for (int32_t i = 0; i < 2 * heads; ++i) {
+    float* const total = s.total + i * kScratchPadding;
+    const float z = hn::GetLane(hn::SumOfLanes(df, hn::Load(df, total)));
+    total[0] = row.rank_weight[i / heads] / z;
   }
   first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) {

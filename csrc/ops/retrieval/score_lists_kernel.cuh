@@ -151,8 +151,10 @@ __global__ void __launch_bounds__(kScoreKeyThreads, 1)
   const int32_t begin = static_cast<int32_t>(blockIdx.x) * cta_tiles;
   const int32_t end = begin + cta_tiles < shared.num_tiles ? begin + cta_tiles : shared.num_tiles;
   if (begin >= end) return;
-  MergeHeads<kScoreKeyThreads>(p.workspace, p.max_tiles, task, heads, thread, partitions, shared);
-  const GroupRank rank = p.op.rows[task / p.op.num_selections].rank;
+  const RetrievalRow& row = p.op.rows[task / p.op.num_selections];
+  MergeHeads<kScoreKeyThreads>(p.workspace, p.max_tiles, task, heads, row, thread, partitions,
+                               shared);
+  const GroupRank rank = row.rank;
   const float* scores = p.workspace.scores + task * heads * p.workspace.stride;
   float* keys = p.op.keys + task * p.op.keys_stride;
   for (int32_t i = warp; i < (end - begin) * kScoreKeyParts; i += kScoreKeyWarps) {
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(kScoreKeyThreads, 1)
     const int32_t partition = partitions[tile];
     for (int32_t k = part + lane; k < part + kScoreKeyLists && k < lists; k += kWarpSize) {
       keys[first + k] = KeyOf(scores + first + k, p.workspace.stride, heads, rank,
-                              shared.max[partition], shared.inverse_sum[partition]);
+                              shared.max[partition], shared.weight_of_exp[partition]);
     }
   }
 }

@@ -23,7 +23,7 @@ __device__ inline float ExpBelow(float score, float maximum) {
 // partition of every tile, -1 behind the last one.
 struct KeyShared {
   float max[2][kScoreMaxHeads];
-  float inverse_sum[2][kScoreMaxHeads];
+  float weight_of_exp[2][kScoreMaxHeads];  // rank_weight / Z
   int32_t num_tiles;
 };
 
@@ -51,7 +51,8 @@ __device__ inline ScoreMass MergeMasses(const ScoreMass& a, const ScoreMass& b) 
 // Per warp: Z of a head over the tiles of a partition, merged in an order that only their number
 // decides.
 __device__ inline void MergeHead(const ScoreMass* masses, const int32_t* partitions, int32_t h,
-                                 int32_t partition, int32_t lane, KeyShared& shared) {
+                                 int32_t partition, float rank_weight, int32_t lane,
+                                 KeyShared& shared) {
   ScoreMass total = {-INFINITY, 0.0f};
   for (int32_t i = lane; i < shared.num_tiles; i += kWarpSize) {
     if (partitions[i] != partition) continue;
@@ -63,18 +64,18 @@ __device__ inline void MergeHead(const ScoreMass* masses, const int32_t* partiti
   }
   if (lane == 0) {
     shared.max[partition][h] = total.max;
-    shared.inverse_sum[partition][h] = 1.0f / total.sum;
+    shared.weight_of_exp[partition][h] = rank_weight / total.sum;
   }
 }
 
 // Per thread: the key of a list, whose scores lie `stride` apart.
 __device__ inline float KeyOf(const float* scores, int64_t stride, int32_t heads, GroupRank rank,
-                              const float* max, const float* inverse_sum) {
+                              const float* max, const float* weight_of_exp) {
   float key = 0.0f;
   bool dead = false;
   for (int32_t h = 0; h < heads; ++h) {
     const float score = scores[h * stride];
-    const float share = ExpBelow(score, max[h]) * inverse_sum[h];
+    const float share = ExpBelow(score, max[h]) * weight_of_exp[h];
     key = rank == GroupRank::kShareSum ? key + share : fmaxf(key, share);
     dead = dead || score != score;
   }
@@ -84,11 +85,11 @@ __device__ inline float KeyOf(const float* scores, int64_t stride, int32_t heads
 // Per CTA of kThreads: Z of every partition and head. Behind a barrier.
 template <int32_t kThreads>
 __device__ inline void MergeHeads(const ScoreWorkspace& workspace, int32_t max_tiles, int64_t task,
-                                  int32_t heads, int32_t thread, const int32_t* partitions,
-                                  KeyShared& shared) {
+                                  int32_t heads, const RetrievalRow& row, int32_t thread,
+                                  const int32_t* partitions, KeyShared& shared) {
   for (int32_t i = thread / kWarpSize; i < 2 * heads; i += kThreads / kWarpSize) {
     const ScoreMass* masses = workspace.masses + (task * heads + i / 2) * max_tiles;
-    MergeHead(masses, partitions, i / 2, i % 2, thread % kWarpSize, shared);
+    MergeHead(masses, partitions, i / 2, i % 2, row.rank_weight[i % 2], thread % kWarpSize, shared);
   }
   __syncthreads();
 }

@@ -52,9 +52,9 @@ std::vector<ScoredList> ScoreSelection(const ScoreListsParams& p, int32_t row, i
   return lists;
 }
 
-// Adds the shares of head `h` in the mass of `partition` to `keys`, or takes their maximum.
-void RankByHead(const std::vector<ScoredList>& lists, int32_t partition, int32_t h, GroupRank rank,
-                std::vector<double>& keys) {
+// Adds the weighed shares of head `h` in the mass of `partition` to `keys`, or takes their maximum.
+void RankByHead(const std::vector<ScoredList>& lists, int32_t partition, int32_t h,
+                const RetrievalRow& row, std::vector<double>& keys) {
   double maximum = -std::numeric_limits<double>::infinity();
   for (const ScoredList& list : lists) {
     if (list.partition == partition && list.size > 0) maximum = std::max(maximum, list.score[h]);
@@ -68,8 +68,8 @@ void RankByHead(const std::vector<ScoredList>& lists, int32_t partition, int32_t
   }
   for (size_t i = 0; i < lists.size(); ++i) {
     if (lists[i].partition != partition || lists[i].size == 0) continue;
-    const double share = exp_below(lists[i].score[h]) / z;
-    keys[i] = rank == GroupRank::kShareSum ? keys[i] + share : std::max(keys[i], share);
+    const double share = row.rank_weight[partition] * exp_below(lists[i].score[h]) / z;
+    keys[i] = row.rank == GroupRank::kShareSum ? keys[i] + share : std::max(keys[i], share);
   }
 }
 
@@ -83,7 +83,7 @@ void ScoreListsReference(const ScoreListsParams& p) {
       std::vector<double> keys(lists.size());
       for (int32_t partition = 0; partition < 2; ++partition) {
         for (int32_t h = 0; h < heads; ++h) {
-          RankByHead(lists, partition, h, p.rows[row].rank, keys);
+          RankByHead(lists, partition, h, p.rows[row], keys);
         }
       }
       float* const out = p.keys + (int64_t{row} * p.num_selections + selection) * p.keys_stride;

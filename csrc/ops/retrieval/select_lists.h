@@ -13,7 +13,8 @@
 // neighbours in memory are read as neighbours.
 //
 // With mass_target the walk also stops at the fewest lists whose estimated share of the lists' mass
-// reaches it: a newly taken token counts its list's key / (heads of the selection).
+// reaches it: a newly taken token counts its list's key / (heads of the selection), rank_weight and
+// all.
 //
 // If the lists do not suffice, the count is less than the budget; nothing past it is written.
 // Members at or past num_tokens are passed over.

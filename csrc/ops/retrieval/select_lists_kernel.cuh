@@ -140,7 +140,7 @@ struct KeysOfScores {
 
   __device__ float operator()(int32_t list, int32_t partition) const {
     const float key = KeyOf(scores + list, stride, heads, rank, shared.max[partition],
-                            shared.inverse_sum[partition]);
+                            shared.weight_of_exp[partition]);
     if (keys != nullptr) keys[list] = key;
     return key;
   }
@@ -161,11 +161,13 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   int32_t* partitions = memory.bins;
   LoadPartitions<kSelectThreads>(p.scores.tiles + task * p.max_tiles, p.max_tiles, thread,
                                  partitions, key_shared);
-  MergeHeads<kSelectThreads>(p.scores, p.max_tiles, task, heads, thread, partitions, key_shared);
+  const RetrievalRow& row = p.select.op.rows[task / p.select.op.num_selections];
+  MergeHeads<kSelectThreads>(p.scores, p.max_tiles, task, heads, row, thread, partitions,
+                             key_shared);
   const KeysOfScores keys = {p.scores.scores + task * heads * p.scores.stride,
                              p.scores.stride,
                              heads,
-                             p.select.op.rows[task / p.select.op.num_selections].rank,
+                             row.rank,
                              key_shared,
                              p.keys != nullptr ? p.keys + task * p.keys_stride : nullptr};
   SelectTask<kPages>(p.select, task, keys, counts, thread, memory, shared);

@@ -40,6 +40,8 @@ struct RetrievalCase {
   int32_t num_recent = 64;
   int32_t page_tokens = 16;
   float mass_target = 0.0f;
+  float sentence_weight = 1.0f;
+  float cluster_weight = 1.0f;
   int32_t segment_tokens = 1024;
   int32_t list_page_tokens = 0;  // of lists of all segments but a row's last; 0: none has pages
   int32_t wanted_stride = 0;     // 0: what the budget may want
@@ -50,6 +52,10 @@ inline void PrintTo(const RetrievalCase& c, std::ostream* out) { *out << c.name;
 inline std::vector<RetrievalCase> RetrievalCases() {
   return {
       {.name = "Int8Hybrid"},
+      {.name = "Int4SentencesWeighAQuarter",
+       .form = CentroidForm::kInt4,
+       .mass_target = 0.6f,
+       .sentence_weight = 0.25f},
       {.name = "Int8D128Heads4",
        .contexts = {9000},
        .num_heads = 8,
@@ -252,6 +258,8 @@ class RetrievalInput {
     row.rank = case_.rank;
     row.trim = case_.trim;
     row.mass_target = case_.mass_target;
+    row.rank_weight[0] = case_.sentence_weight;
+    row.rank_weight[1] = case_.cluster_weight;
     rows_.push_back(row);
   }
 

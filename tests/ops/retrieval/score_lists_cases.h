@@ -46,6 +46,10 @@ inline RetrievalCase RandomScoreCase(std::mt19937_64& rng) {
   c.q_dtype = static_cast<DType>(rng() % 3);
   c.variance = static_cast<VarianceTerm>(rng() % 3);
   c.rank = static_cast<GroupRank>(rng() % 2);
+  if (rng() % 2 == 0) {
+    c.sentence_weight = 0.25f + 0.25f * static_cast<float>(rng() % 8);
+    c.cluster_weight = 0.25f + 0.25f * static_cast<float>(rng() % 8);
+  }
   c.sentence_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
   c.cluster_tokens = rng() % 3 == 0 ? 0 : 1 + rng() % 40;
   c.contexts.assign(1 + rng() % 3, 0);

@@ -73,6 +73,26 @@ TEST(ScoreListsTest, EqualsTheReferenceOnRandomRaggedRows) {
   }
 }
 
+TEST(ScoreListsTest, WeighsTheKeysOfEachPartition) {
+  RetrievalCase c;
+  RetrievalInput plain(c, 4);
+  c.sentence_weight = 0.25f;
+  c.cluster_weight = 2.0f;
+  RetrievalInput weighed(c, 4);
+  std::vector<float> expected = HostKeys(plain, 1);
+  const ScoreListsParams p = plain.Score();
+  for (int32_t task = 0; task < p.num_rows * p.num_selections; ++task) {
+    float* keys = expected.data() + task * p.keys_stride;
+    for (int32_t v = p.view_begin[task]; v < p.view_begin[task + 1]; ++v) {
+      const float weight = p.views[v].partition == 0 ? c.sentence_weight : c.cluster_weight;
+      for (int32_t i = 0; i < p.views[v].nlist; ++i, ++keys) {
+        if (*keys >= 0) *keys *= weight;
+      }
+    }
+  }
+  EXPECT_EQ(HostKeys(weighed, 1), expected);  // powers of two: to the bit
+}
+
 // By the host on every target, which must agree with the reference.
 std::vector<float> Keys(SmallScoreInput& input) {
   const ScoreListsParams p = input.Params();

@@ -123,7 +123,7 @@ struct SmallSelectInput {
 
   std::vector<int32_t> table, view_begin, slots, positions;
   std::vector<ListsView> list_views;
-  AlwaysTaken always_taken;
+  alignas(16) AlwaysTaken always_taken;  // as device memory is
   int32_t count = 0;
   std::vector<WantedPage> wanted;
   int32_t wanted_count = 0;
