@@ -6,11 +6,11 @@
 namespace semkv {
 namespace {
 
-std::atomic<bool> is_bf16_dot_allowed{true};
+std::atomic<Bf16Dot> bf16_dot_use{Bf16Dot::kWhereFaster};
 
 }  // namespace
 
-void AllowBf16DotForTest(bool is_allowed) { is_bf16_dot_allowed = is_allowed; }
+void SetBf16DotForTest(Bf16Dot use) { bf16_dot_use = use; }
 
 // Of 32 channels, two neighbouring rows are interleaved in 128-bit blocks: of each block of 8
 // channels the lower four lie in the first vector and the upper four in the second.
@@ -163,12 +163,15 @@ SEMKV_BF16_INLINE void AddValues(const Tile<hwy::bfloat16_t>& tile, const Weight
 
 }  // namespace
 
-bool HasBf16Dot() {
-  static const bool has_bf16_dot =
+bool UsesBf16Dot() {
+  static const bool is_available =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bf16");
-  return has_bf16_dot && is_bf16_dot_allowed.load(std::memory_order_relaxed);
+  static const bool is_faster = __builtin_cpu_is("amd");
+  const Bf16Dot use = bf16_dot_use.load(std::memory_order_relaxed);
+  return is_available &&
+         (use == Bf16Dot::kWhereAvailable || (use == Bf16Dot::kWhereFaster && is_faster));
 }
 
 SEMKV_BF16 void ScoreTileBf16(const Tile<hwy::bfloat16_t>& tile, const uint16_t* q, size_t head_dim,
@@ -194,7 +197,7 @@ SEMKV_BF16 void AddTileValuesBf16(const Tile<hwy::bfloat16_t>& tile, const float
 
 namespace semkv {
 
-bool HasBf16Dot() { return false; }
+bool UsesBf16Dot() { return false; }
 void ScoreTileBf16(const Tile<hwy::bfloat16_t>&, const uint16_t*, size_t, float, float*,
                    Prefetcher<hwy::bfloat16_t>&) {}
 void AddTileValuesBf16(const Tile<hwy::bfloat16_t>&, const float*, const float*, size_t, float*,

@@ -20,9 +20,18 @@ namespace semkv {
 // head_dim is a multiple of it.
 constexpr size_t kBf16DotChannels = 64;
 
-// Whether this processor has the instruction and tests have not forbidden it.
-bool HasBf16Dot();
-void AllowBf16DotForTest(bool is_allowed);
+// Where the instruction is used.
+enum class Bf16Dot {
+  // On AMD: Zen 4 starts one a cycle, as it does a multiply-add, for twice the products. An Intel
+  // with AMX starts one every two cycles, and a multiply-add every half, so it is better off
+  // widening (docs/kernels/decode_attention.md).
+  kWhereFaster,
+  kWhereAvailable,
+  kNever,
+};
+
+bool UsesBf16Dot();
+void SetBf16DotForTest(Bf16Dot use);  // kWhereFaster unless set
 
 // scores, [quads][head][token] = factor * sum over channels of q[head] * key of the token, four
 // heads: q is [4, head_dim]. Tokens that a partial last quad lacks get -infinity. 64-byte aligned.

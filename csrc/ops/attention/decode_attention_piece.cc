@@ -287,7 +287,7 @@ void AttendStored(const DecodeAttentionParams& params, const DecodePiece& piece)
 
 bool TakesBf16Dots(const DecodeAttentionParams& params) {
   return params.q_dtype == DType::kBFloat16 && params.head_dim % kBf16DotChannels == 0 &&
-         HasBf16Dot();
+         UsesBf16Dot();
 }
 
 // AttendStored of rows that are multiplied as they are stored.

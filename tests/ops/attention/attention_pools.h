@@ -141,15 +141,17 @@ void ForEachTarget(const F& f) {
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
-// The same for decode attention, and once more without bf16 dot products where there are some.
+// The same for decode attention, and once more with bf16 dot products where there are some.
 template <typename F>
 void ForEachDecodeTarget(const F& f) {
+  SetBf16DotForTest(Bf16Dot::kNever);
   ForEachTarget(f);
-  if (!HasBf16Dot()) return;
-  SCOPED_TRACE("without bf16 dot products");
-  AllowBf16DotForTest(false);
-  f();
-  AllowBf16DotForTest(true);
+  SetBf16DotForTest(Bf16Dot::kWhereAvailable);
+  if (UsesBf16Dot()) {
+    SCOPED_TRACE("with bf16 dot products");
+    f();
+  }
+  SetBf16DotForTest(Bf16Dot::kWhereFaster);
 }
 
 // NaN and infinity in the same places, everything else within `tolerance` of max(1, |expected|);
