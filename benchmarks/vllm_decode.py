@@ -137,9 +137,11 @@ def main():
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--policy", default="hybrid")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vector", action="store_true",
+                        help="beside vLLM's vector kernel, also where there is AMX")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    isa = _get_attn_isa(torch.bfloat16, BLOCK, DIM)
+    isa = "vec" if arguments.vector else _get_attn_isa(torch.bfloat16, BLOCK, DIM)
     if isa == "amx":
         torch.cpu._init_amx()  # asks Linux for the tiles; in an engine oneDNN has done so
     print(f"vLLM's kernel: {isa}; {arguments.threads} thread(s), {arguments.policy}, budget "

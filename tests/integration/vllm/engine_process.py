@@ -15,7 +15,8 @@ MODEL = str(pathlib.Path(__file__).resolve().parents[3] / "models" / "semkv-tiny
 
 
 class EngineProcess:
-    """A context manager around the program. `switch`: the value of SEMKV_VLLM, or None for stock."""
+    """A context manager around the program. `switch`: the value of SEMKV_VLLM, or None for stock.
+    With SEMKV_TEST_AMX=0 in `environment` the engine does without AMX."""
 
     def __init__(self, switch=None, environment=None, **engine):
         env = dict(os.environ)
@@ -76,7 +77,8 @@ class EngineProcess:
         return self._ask({"break": True})
 
     def report(self):
-        """{"text": explain(), "rss": bytes, "groups": [{"counts", "stats", ...}]} of the engine's process."""
+        """{"text": explain(), "rss": bytes, "kernels": vLLM's for attention, "groups": [{"counts",
+        "stats", ...}]} of the engine's process."""
         return self._ask({"report": True})
 
 
@@ -139,7 +141,24 @@ def _resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _report():
+def _watch_kernels(has_amx):
+    """The set of vLLM's attention kernels ("amx", "vec", ...) that layers are given from now on.
+    Without `has_amx` vLLM is told that this processor has none."""
+    import torch
+    if not has_amx:
+        torch.cpu._is_amx_tile_supported = lambda: False
+    from vllm.v1.attention.backends import cpu_attn
+    chosen, choose = set(), cpu_attn._get_attn_isa
+
+    def watched(*args, **kwargs):
+        chosen.add(kernel := choose(*args, **kwargs))
+        return kernel
+
+    cpu_attn._get_attn_isa = watched
+    return chosen
+
+
+def _report(kernels):
     import semkv.vllm
     text = semkv.vllm.explain()
     groups = []
@@ -150,10 +169,11 @@ def _report():
                    "shared": g._tracker.shared_tokens if g._tracker else 0,
                    "prompt": g._tracker.prompt_tokens if g._tracker else 0}
                   for g in group._groups]
-    return {"text": text, "rss": _resident_bytes(), "groups": groups}
+    return {"text": text, "rss": _resident_bytes(), "groups": groups, "kernels": sorted(kernels)}
 
 
 def main():
+    kernels = _watch_kernels(os.environ.get("SEMKV_TEST_AMX") != "0")
     from vllm import LLM
     llm = LLM(**json.loads(sys.stdin.readline()))
     print(REPLY + "{}", flush=True)
@@ -166,7 +186,7 @@ def main():
         elif "break" in message:
             reply = _break_selection()
         else:
-            reply = _report()
+            reply = _report(kernels)
         print(REPLY + json.dumps(reply), flush=True)
 
 

@@ -1,5 +1,6 @@
 """Stock vLLM on the CPU, with semkv and without: equal where nothing is to be gained, close where
 rows are decoded sparsely."""
+import functools
 import json
 import pathlib
 import time
@@ -9,6 +10,7 @@ import pytest
 from engine_process import MODEL
 from seeds import SEED
 pytest.importorskip("vllm")
+import torch  # noqa: E402  only beside vLLM
 
 LENGTH = 8192  # max_model_len of the engines
 
@@ -19,12 +21,16 @@ def prompts(report_ids):
             for first, count in [(0, 1500), (300, 900), (1000, 40), (0, 2500), (0, 127), (0, 128)]]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_short_contexts_are_stock_vllm_to_the_bit(engines, prompts, dtype):
-    engine = engines(f"hybrid,budget=512,min_context={LENGTH}", dtype=dtype)
+@pytest.mark.parametrize("dtype, environment", [("float32", None), ("bfloat16", None),
+                                                ("bfloat16", {"SEMKV_TEST_AMX": "0"})])
+def test_short_contexts_are_stock_vllm_to_the_bit(engines, prompts, dtype, environment):
+    kind = {"dtype": dtype, "environment": environment}
+    engine = engines(f"hybrid,budget=512,min_context={LENGTH}", **kind)
     found = engine.generate(prompts, max_tokens=40, logprobs=1)
-    assert found == engines(dtype=dtype).generate(prompts, max_tokens=40, logprobs=1)
+    assert found == engines(**kind).generate(prompts, max_tokens=40, logprobs=1)
     report = engine.report()
+    has_amx = dtype == "bfloat16" and not environment and torch.cpu._is_amx_tile_supported()
+    assert ("amx" in report["kernels"]) == has_amx and len(report["kernels"]) == 1
     [group] = report["groups"]
     assert set(group["counts"]) == {"prefill", "short context"}, report["text"]
 
@@ -44,7 +50,7 @@ def test_a_budget_above_the_context_is_dense_attention(engines, prompts, policy)
 
 @pytest.fixture(scope="module")
 def stock_answers(engines, facts, tokenizer):
-    return answers(engines(), facts, tokenizer)
+    return functools.cache(lambda dtype: answers(engines(dtype=dtype), facts, tokenizer))
 
 
 def answers(engine, facts, tokenizer):
@@ -56,16 +62,18 @@ def answers(engine, facts, tokenizer):
 
 
 # What a policy must keep of stock's right answers; the others stand beside the default.
-@pytest.mark.parametrize("policy, least", [("hybrid", 0.97), ("sentence", 0.9), ("cluster", 0.9),
-                                           ("window", None)])
+@pytest.mark.parametrize("policy, dtype, least", [
+    ("hybrid", "float32", 0.97), ("sentence", "float32", 0.9), ("cluster", "float32", 0.9),
+    ("window", "float32", None), ("hybrid", "bfloat16", 0.97)])
 def test_facts_are_found_with_an_eighth_of_the_context(engines, facts, tokenizer, stock_answers,
-                                                       policy, least):
-    engine = engines(f"{policy},budget=512,force_sparse=1")
+                                                       policy, dtype, least):
+    engine = engines(f"{policy},budget=512,force_sparse=1", dtype=dtype)
     found = answers(engine, facts, tokenizer)
     report = engine.report()
-    right = sum(stock_answers)
-    kept = sum(mine and theirs for mine, theirs in zip(found, stock_answers))
-    print(f"{policy}: kept {kept} of {right} right answers, {len(facts)} questions")
+    expected = stock_answers(dtype)
+    right = sum(expected)
+    kept = sum(mine and theirs for mine, theirs in zip(found, expected))
+    print(f"{policy}, {dtype}: kept {kept} of {right} right answers, {len(facts)} questions")
     assert right > 0.6 * len(facts), "too few questions that dense attention answers"
     if least is None:
         assert kept <= 0.2 * right, "a window cannot know what lies before it"
