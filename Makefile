@@ -51,7 +51,7 @@ demo-vllm: venv-vllm
 # The adapters in real, unpatched engines: vLLM, and transformers, which comes with it. What is laid
 # out for GPUs runs on CPU tensors, without an engine.
 test-engines: venv-vllm
-	$(VENV_VLLM)/bin/python -m pytest -q -rsP --durations=15 \
+	$(VENV_VLLM)/bin/python -m pytest -q -rs --durations=15 \
 	  tests/integration/vllm/test_{layouts,gpu_backend,engine,connector,schedules,memory}.py \
 	  tests/integration/test_{hf,hf_errors,benchmarks}.py
 

@@ -21,6 +21,14 @@ def pytest_report_header():
     return [f"semkv {semkv.__version__}: {_abi.LIBRARY_PATH}", f"SEMKV_TEST_SEED={SEED}"]
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests recorded: figures that say more than "passed"."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(SEED)

@@ -49,7 +49,7 @@ def test_short_contexts_are_stock_to_the_bit(kind, dtype, attention):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_a_budget_above_the_context_is_dense_attention(kind, attention):
+def test_a_budget_above_the_context_is_dense_attention(kind, attention, record_property):
     model = make_model(kind, attention)
     for inputs in (make_ids(400), make_ids(250, 30, 1)):
         stock = generate(model, inputs)
@@ -57,11 +57,11 @@ def test_a_budget_above_the_context_is_dense_attention(kind, attention):
             found = difference(generate(model, inputs), stock)
             rows = handle.stats()["layer_rows"]
             assert rows["sparse"] == sum(rows.values()) == 11 * 3 * len(inputs["input_ids"])
-        print(f"{kind} {attention}: {found}")
+        record_property("logits apart", found)
         assert found < 1e-3
 
 
-def test_bfloat16_stays_close_to_dense_attention():
+def test_bfloat16_stays_close_to_dense_attention(record_property):
     model, inputs = make_model("llama", dtype="bfloat16"), make_ids(400)
     stock = generate(model, inputs)
     with semkv.hf.enable(model, **EVERYTHING):
@@ -69,7 +69,7 @@ def test_bfloat16_stays_close_to_dense_attention():
     # The first logits are the prompt's; the second see the same tokens.
     assert torch.equal(found.sequences[:, :401], stock.sequences[:, :401])
     apart = (found.logits[1] - stock.logits[1]).abs().max().item()
-    print(f"bfloat16: {apart} of {stock.logits[1].abs().max().item()}")
+    record_property("logits apart", f"{apart} of {stock.logits[1].abs().max().item()}")
     assert 0 < apart < 0.02 * stock.logits[1].abs().max().item()
 
 
@@ -339,14 +339,14 @@ def stock_answers(tiny, documents, tokenizer):
 
 @pytest.mark.parametrize("policy, least", [("hybrid", 0.97), ("window", None)])
 def test_facts_are_found_with_an_eighth_of_the_context(tiny, documents, tokenizer, stock_answers,
-                                                       policy, least):
+                                                       policy, least, record_property):
     with semkv.hf.enable(tiny, policy, tokenizer=tokenizer, budget=512,
                          force_sparse=True) as handle:
         found = answers(tiny, documents, tokenizer)
         stats = handle.stats()
     right = sum(stock_answers)
     kept = sum(mine and theirs for mine, theirs in zip(found, stock_answers, strict=True))
-    print(f"{policy}: kept {kept} of {right} right answers, {len(found)} questions")
+    record_property("answers", f"kept {kept} of {right} right ones, {len(found)} questions")
     assert right > 0.6 * len(found), "too few questions that dense attention answers"
     if least is None:
         assert kept <= 0.2 * right, "a window cannot know what lies before it"

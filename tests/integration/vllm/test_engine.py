@@ -66,14 +66,14 @@ def answers(engine, facts, tokenizer):
     ("hybrid", "float32", 0.97), ("sentence", "float32", 0.9), ("cluster", "float32", 0.9),
     ("window", "float32", None), ("hybrid", "bfloat16", 0.97)])
 def test_facts_are_found_with_an_eighth_of_the_context(engines, facts, tokenizer, stock_answers,
-                                                       policy, dtype, least):
+                                                       policy, dtype, least, record_property):
     engine = engines(f"{policy},budget=512,force_sparse=1", dtype=dtype)
     found = answers(engine, facts, tokenizer)
     report = engine.report()
     expected = stock_answers(dtype)
     right = sum(expected)
     kept = sum(mine and theirs for mine, theirs in zip(found, expected))
-    print(f"{policy}, {dtype}: kept {kept} of {right} right answers, {len(facts)} questions")
+    record_property("answers", f"kept {kept} of {right} right ones, {len(facts)} questions")
     assert right > 0.6 * len(facts), "too few questions that dense attention answers"
     if least is None:
         assert kept <= 0.2 * right, "a window cannot know what lies before it"
@@ -87,16 +87,17 @@ def test_facts_are_found_with_an_eighth_of_the_context(engines, facts, tokenizer
 
 
 def test_lists_of_a_prompt_in_chunks_are_built_while_it_comes(engines, facts, tokenizer,
-                                                               stock_answers):
+                                                               stock_answers, record_property):
     """Segments of 1,024 tokens, chunks of at most as many."""
     engine = engines("hybrid,budget=512,force_sparse=1,segment_tokens=1024",
                      max_num_batched_tokens=1024)
-    found = answers(engine, facts, tokenizer)
-    kept = sum(mine and theirs for mine, theirs in zip(found, stock_answers))
+    found, expected = answers(engine, facts, tokenizer), stock_answers("float32")
+    kept = sum(mine and theirs for mine, theirs in zip(found, expected))
     [group] = engine.report()["groups"]
-    print(f"kept {kept} of {sum(stock_answers)} right answers; lists of {group['prompt']} tokens "
-          f"built while prompts came, of {group['shared']} shared")
-    assert kept >= 0.97 * sum(stock_answers)
+    record_property("answers", f"kept {kept} of {sum(expected)} right ones")
+    record_property("lists", f"of {group['prompt']} tokens built while prompts came, of "
+                             f"{group['shared']} shared")
+    assert kept >= 0.97 * sum(expected)
     assert group["prompt"] >= 2 * 1024 and group["off"] is None and not group["refused"]
 
 

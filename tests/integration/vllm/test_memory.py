@@ -25,11 +25,13 @@ def growth(engine, report_ids):
     return sizes[-1] - sizes[ROUNDS // 4], requests
 
 
-def test_many_requests_grow_the_process_no_more_than_stock_vllm(engines, report_ids):
+def test_many_requests_grow_the_process_no_more_than_stock_vllm(engines, report_ids,
+                                                                record_property):
     engine = engines("hybrid,budget=128,force_sparse=1", **TIGHT)
     mine, requests = growth(engine, report_ids)
     theirs, _ = growth(engines(**TIGHT), report_ids)
-    print(f"{requests} requests, seed {SEED}: {mine / MIB:+.1f} MiB, stock {theirs / MIB:+.1f} MiB")
+    record_property("grew", f"{requests} requests, seed {SEED}: {mine / MIB:+.1f} MiB, "
+                            f"stock {theirs / MIB:+.1f} MiB")
     [group] = engine.report()["groups"]
     assert group["counts"]["sparse"] > 0 and group["off"] is None
     assert mine < theirs + 16 * MIB

@@ -46,7 +46,8 @@ def stock(engines, report_ids):
     return [(engine.schedule(s), one_by_one(engine, s)) for s in schedules(report_ids)]
 
 
-def test_dense_budgets_give_stock_tokens_whatever_the_schedule(engines, report_ids, stock):
+def test_dense_budgets_give_stock_tokens_whatever_the_schedule(engines, report_ids, stock,
+                                                               record_property):
     preempted = compared = 0
     engine = engines(f"hybrid,budget={LENGTH},force_sparse=1", **TIGHT)
     for number, (requests, (together, alone)) in enumerate(zip(schedules(report_ids), stock)):
@@ -57,13 +58,13 @@ def test_dense_budgets_give_stock_tokens_whatever_the_schedule(engines, report_i
                 compared += 1
                 assert common(mine, single), f"seed {SEED}, schedule {number}"
     [group] = engine.report()["groups"]
-    print(f"{compared} requests compared, {preempted} preempted, {group['counts']}")
+    record_property("requests", f"{compared} compared, {preempted} preempted, {group['counts']}")
     assert preempted > 0, "no schedule was tight"
     assert compared > 3 * SCHEDULES
     assert group["counts"]["sparse"] > 0 and not group["refused"] and group["off"] is None
 
 
-def test_sparse_rows_do_not_depend_on_their_company(engines, report_ids):
+def test_sparse_rows_do_not_depend_on_their_company(engines, report_ids, record_property):
     same = total = preempted = 0
     engine = engines("hybrid,budget=128,force_sparse=1", **TIGHT)
     for number, requests in enumerate(schedules(report_ids)):
@@ -74,6 +75,6 @@ def test_sparse_rows_do_not_depend_on_their_company(engines, report_ids):
         preempted += found["preempted"]
         same, total = same + sum(agree), total + len(agree)
     [group] = engine.report()["groups"]
-    print(f"{same} of {total} requests alike, {preempted} preempted")
+    record_property("requests", f"{same} of {total} alike, {preempted} preempted")
     assert same >= 0.95 * total
     assert group["counts"]["sparse"] > 0 and not group["refused"] and group["off"] is None
