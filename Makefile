@@ -52,7 +52,7 @@ demo-vllm: venv-vllm
 # out for GPUs runs on CPU tensors, without an engine.
 test-engines: venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest -q -rs --durations=15 \
-	  tests/integration/vllm/test_{layouts,gpu_backend,engine,connector,schedules,memory}.py \
+	  tests/integration/vllm/test_{layouts,gpu_backend,start,engine,connector,schedules,memory}.py \
 	  tests/integration/test_{hf,hf_errors,benchmarks}.py
 
 bench: release

@@ -52,6 +52,7 @@ def _override():
     seams.check()
     register_backend(AttentionBackendEnum.CPU_ATTN, "semkv.vllm.cpu_backend.SemkvCpuBackend")
     seams.watch_ids(GPUModelRunner)
+    seams.watch_layers(GPUModelRunner)
 
 
 def explain():

@@ -10,18 +10,21 @@ import torch
 from vllm.config import get_layers_from_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from semkv import _context
 from semkv._abi import SemkvError, check, ffi, lib, new, packer
 from semkv._policy import most_attended
 from semkv._tensor import dtype_code
 from semkv.vllm import options as semkv_options
+from semkv.vllm.rows import RowsImpl
 from semkv.vllm.tracker import Tracker
 from semkv._vocabulary import vocabulary_bytes
 
 logger = init_logger("vllm.semkv")
 
 _groups = weakref.WeakSet()
+_others = {}  # name of a layer -> the attention backend that serves it instead of semkv's
 _step_ids = None  # ids of the tokens of the forward pass that runs now
 
 
@@ -31,9 +34,28 @@ def note_step_ids(ids):
     _step_ids = ids
 
 
+def note_layers(vllm_config):
+    """Called when the KV cache is there: logs how many layers are left to vLLM, and why."""
+    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)
+    _others.clear()
+    _others.update((name, f"attention backend {layer.get_attn_backend().get_name()}")
+                   for name, layer in layers.items()
+                   if not isinstance(getattr(layer, "impl", None), RowsImpl))
+    left = collections.Counter(_others.values())
+    for group in _groups:
+        left.update(group.left.values())
+    for reason, count in left.items():
+        logger.warning("semkv: %d of %d layers are left to vLLM: %s", count, len(layers), reason)
+
+
 def explain():
     """What semkv does in this process and why, as text."""
-    return "\n".join(group.explain() for group in _groups) or "semkv: no attention layers yet\n"
+    groups = "\n".join(group.explain() for group in _groups)
+    return groups + _name_left(_others) or "semkv: no attention layers yet\n"
+
+
+def _name_left(left):
+    return "".join(f"layer {name}: left to vLLM, {reason}\n" for name, reason in left.items())
 
 
 @dataclasses.dataclass
@@ -104,7 +126,7 @@ class Group:
 
     def __init__(self, kv_cache_spec, layers, left, vllm_config):
         self.off = None  # why nothing is sparse any more
-        self._left = left  # layer name -> why it is vLLM's alone
+        self.left = left  # layer name -> why it is vLLM's alone
         self._config = vllm_config
         self._options = semkv_options.from_environment(vllm_config)
         self._dtype = vllm_config.model_config.dtype
@@ -389,8 +411,7 @@ class Group:
                  f"{self._options.policy.budget}, rows above {self._options.threshold} tokens"]
         if self.off is not None:
             lines.append(f"off: {self.off}")
-        for name, reason in self._left.items():
-            lines.append(f"layer {name}: left to vLLM, {reason}")
+        lines.extend(_name_left(self.left).splitlines())
         lines.append("rows of steps: " + (", ".join(
             f"{reason} {count}" for reason, count in sorted(self._counts.items())) or "none"))
         if self._tracker is not None:

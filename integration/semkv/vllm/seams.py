@@ -41,6 +41,22 @@ def check():
         "num_actual_tokens", "max_seq_len", "block_table_tensor", "is_prefilling"})
 
 
+def watch_layers(runner):
+    """Tells the groups when the layers and their KV cache are there."""
+    from semkv.vllm import group
+
+    stock = runner.initialize_kv_cache
+    if getattr(stock, "is_semkv", False):
+        return
+
+    def initialize_kv_cache(self, *args, **kwargs):
+        stock(self, *args, **kwargs)
+        group.note_layers(self.vllm_config)
+
+    initialize_kv_cache.is_semkv = True
+    runner.initialize_kv_cache = initialize_kv_cache
+
+
 def watch_ids(runner):
     """Tells the groups the token ids of every forward pass.
 

@@ -16,7 +16,7 @@ MODEL = str(pathlib.Path(__file__).resolve().parents[3] / "models" / "semkv-tiny
 
 class EngineProcess:
     """A context manager around the program. `switch`: the value of SEMKV_VLLM, or None for stock.
-    With SEMKV_TEST_AMX=0 in `environment` the engine does without AMX."""
+    What SEMKV_TEST_SETUP is in `environment`, Python, is run before the engine is made."""
 
     def __init__(self, switch=None, environment=None, **engine):
         env = dict(os.environ)
@@ -25,7 +25,7 @@ class EngineProcess:
                     "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}, **(environment or {}))
         if switch is not None:
             env["SEMKV_VLLM"] = switch
-        self._errors = tempfile.TemporaryFile()
+        self._errors, self._output = tempfile.TemporaryFile(), []
         self._process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], env=env,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=self._errors, text=True)
@@ -47,8 +47,9 @@ class EngineProcess:
         self._process.stdout.close()
 
     def log(self):
+        """What the process has printed, vLLM's log with it."""
         self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")
+        return "".join(self._output) + self._errors.read().decode(errors="replace")
 
     def _ask(self, message):
         try:
@@ -59,6 +60,7 @@ class EngineProcess:
         for line in self._process.stdout:
             if line.startswith(REPLY):
                 return json.loads(line[len(REPLY):])
+            self._output.append(line)
         raise RuntimeError(f"the engine ended:\n{self.log()[-6000:]}")
 
     def generate(self, prompts, max_tokens, logprobs=0, lora=None):
@@ -141,12 +143,8 @@ def _resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _watch_kernels(has_amx):
-    """The set of vLLM's attention kernels ("amx", "vec", ...) that layers are given from now on.
-    Without `has_amx` vLLM is told that this processor has none."""
-    import torch
-    if not has_amx:
-        torch.cpu._is_amx_tile_supported = lambda: False
+def _watch_kernels():
+    """The set of vLLM's attention kernels ("amx", "vec", ...) that layers are given from now on."""
     from vllm.v1.attention.backends import cpu_attn
     chosen, choose = set(), cpu_attn._get_attn_isa
 
@@ -162,7 +160,7 @@ def _report(kernels):
     import semkv.vllm
     text = semkv.vllm.explain()
     groups = []
-    if semkv.vllm.is_switched_on():
+    if semkv.vllm.is_switched_on() and not text.startswith("semkv: off"):
         from semkv.vllm import group
         groups = [{"counts": dict(g._counts), "stats": g.stats(), "off": g.off,
                    "refused": dict(g._tracker.refused) if g._tracker else {},
@@ -173,7 +171,8 @@ def _report(kernels):
 
 
 def main():
-    kernels = _watch_kernels(os.environ.get("SEMKV_TEST_AMX") != "0")
+    exec(os.environ.get("SEMKV_TEST_SETUP", ""), {})
+    kernels = _watch_kernels()
     from vllm import LLM
     llm = LLM(**json.loads(sys.stdin.readline()))
     print(REPLY + "{}", flush=True)
