@@ -79,8 +79,6 @@ semkv_policy DefaultPolicy(int32_t kind) {
   policy.segment_tokens = kDefaultSegmentTokens;
   switch (kind) {
     case SEMKV_POLICY_HYBRID:
-      policy.lone_share = 0.125f;
-      break;
     case SEMKV_POLICY_CLUSTER:
       policy.lone_share = 0.25f;
       break;

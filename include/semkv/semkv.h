@@ -170,7 +170,7 @@ typedef struct semkv_policy {
                         and all later tokens, whatever the budget (the paper's code: 1); a step whose
                         own token closes its sentence has none; 0: no such steps */
   float lone_share;  /* in [0, 1): of the clusters, so many hold one token each, the keys farthest
-                        from the means of theirs; default 0, of hybrid 1/8, of cluster 1/4 */
+                        from the means of theirs; default 0, of hybrid and cluster 1/4 */
 } semkv_policy;
 
 /* Errors: INVALID_ARGUMENT if kind is no policy. */

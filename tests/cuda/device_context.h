@@ -358,8 +358,8 @@ class TwoContexts {
   double estimate_error_ = 0, plain_error_ = 0;
 };
 
-// Clusters of the device are others than the host's, and as good; of one head nearly so, since a
-// list more or less of few may be a tenth of its mass.
+// Clusters of the device are others than the host's, and as good on average; of one head either may
+// be the better by a sixth of its mass, of which a list of a small budget can be a large part.
 inline void TwoContexts::ExpectAsGood(
     semkv_sequence sequence, const std::vector<int32_t>& taken,
     const std::vector<int32_t>& expected,
@@ -372,7 +372,7 @@ inline void TwoContexts::ExpectAsGood(
   }
   if (HasClusters(policy)) {
     const double lost = mass(expected) - mass(taken);
-    EXPECT_LE(lost, 0.1);
+    EXPECT_LE(std::abs(lost), 0.2);
     mass_lost_ += lost;
     ++num_masses_;
     return;

@@ -136,7 +136,7 @@ void AddPolicyOptions(CLI::App* app, PolicyOverrides* overrides, Raw* raw) {
          "how the lists' vectors are kept: int8, int4, bf16, f32 [int4; papers' modes: f32]")
       ->check(CLI::IsMember({"int8", "int4", "bf16", "f32"}));
   app->add_option("--lone-share", overrides->lone_share,
-                  "of the clusters, so many hold one token each [0; hybrid: 0.125; cluster: 0.25]")
+                  "of the clusters, so many hold one token each [0; hybrid, cluster: 0.25]")
       ->check(CLI::Range(0.0, 0.999999));
   app->add_option("--mass-target", overrides->mass_target,
                   "stop below the budget once this estimated share of the attention mass is read; "
