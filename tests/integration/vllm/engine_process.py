@@ -63,11 +63,12 @@ class EngineProcess:
             self._output.append(line)
         raise RuntimeError(f"the engine ended:\n{self.log()[-6000:]}")
 
-    def generate(self, prompts, max_tokens, logprobs=0, lora=None):
-        """Greedy continuations, all prompts (lists of ids) at once: [{"ids", "logprobs"}].
-        `lora`: folder of an adapter that the requests ask for."""
-        return self._ask({"prompts": prompts, "max_tokens": max_tokens, "logprobs": logprobs,
-                          "lora": lora})
+    def generate(self, prompts, max_tokens, logprobs=0, lora=None, salts=None, **sampling):
+        """Continuations, all prompts (lists of ids) at once: [{"ids", "logprobs"}]; greedy, if
+        `sampling` is not of another mind. `lora`: folder of an adapter that the requests ask for;
+        `salts`: a cache_salt or None for each prompt."""
+        return self._ask({"prompts": prompts, "lora": lora, "salts": salts, "sampling": {
+            "temperature": 0, "max_tokens": max_tokens, "logprobs": logprobs, **sampling}})
 
     def schedule(self, requests):
         """Requests that arrive at given steps: [{"arrives", "prompt", "max_tokens", "aborts"}].
@@ -87,9 +88,11 @@ class EngineProcess:
 def _generate(llm, message):
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
-    params = SamplingParams(temperature=0, max_tokens=message["max_tokens"], ignore_eos=True,
-                            logprobs=message["logprobs"])
+    params = SamplingParams(ignore_eos=True, **message["sampling"])
     prompts = [{"prompt_token_ids": ids} for ids in message["prompts"]]
+    for prompt, salt in zip(prompts, message["salts"] or []):
+        if salt is not None:
+            prompt["cache_salt"] = salt
     lora = message["lora"] and LoRARequest("adapter", 1, message["lora"])
     return [{"ids": list(o.outputs[0].token_ids),
              "logprobs": [step[token].logprob for step, token in

@@ -50,6 +50,20 @@ def test_a_budget_above_the_context_is_dense_attention(engines, prompts, policy)
     assert group["stats"]["layer_rows"].pop("sparse") > 0 == sum(group["stats"]["layer_rows"].values())
 
 
+def test_sampling_and_salts_are_vllms(engines, prompts):
+    """The same prompt three times, in one chunk: vLLM on the CPU cannot repeat a seed otherwise."""
+    asked = dict(prompts=[prompts[1][:600]] * 3, max_tokens=20, salts=[None, "a", "b"],
+                 temperature=0.7, top_p=0.9, seed=5)
+    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1")
+    stock = engines()
+    found = [[f["ids"] for f in e.generate(**asked)]
+             for e in (engine, engine, stock)]  # the second time from the prefix cache
+    assert found[0] == found[1] == found[2]
+    assert stock.generate(asked["prompts"], max_tokens=20)[0]["ids"] != found[0][0]
+    [group] = engine.report()["groups"]
+    assert group["counts"]["sparse"] > 0 and group["off"] is None
+
+
 @pytest.fixture(scope="module")
 def stock_answers(engines, facts, tokenizer):
     return functools.cache(lambda dtype: answers(engines(dtype=dtype), facts, tokenizer))
@@ -101,6 +115,22 @@ def test_lists_of_a_prompt_in_chunks_are_built_while_it_comes(engines, facts, to
                              f"{group['shared']} shared")
     assert kept >= 0.97 * sum(expected)
     assert group["prompt"] >= 2 * 1024 and group["off"] is None and not group["refused"]
+
+
+def test_drafts_are_verified_by_stock_vllm(engines, facts):
+    """Drafts are what followed the same three tokens before. Some are refused, and their slots are
+    written again; rows without one are sparse."""
+    drafts = dict(speculative_config={"method": "ngram", "num_speculative_tokens": 3,
+                                      "prompt_lookup_max": 3, "prompt_lookup_min": 2})
+    prompts = [ids for ids, _ in facts[:6]]
+    engine = engines(f"hybrid,budget={LENGTH},force_sparse=1", **drafts)
+    found = engine.generate(prompts, max_tokens=60)
+    for stock in (engines(**drafts), engines()):
+        assert [f["ids"] for f in found] == [
+            s["ids"] for s in stock.generate(prompts, max_tokens=60)]
+    [group] = engine.report()["groups"]
+    assert group["counts"]["several queries"] > 0 and group["counts"]["sparse"] > 0
+    assert group["off"] is None and not group["refused"]
 
 
 def test_two_tensor_parallel_workers_answer_alike(engines, facts, tmp_path):
