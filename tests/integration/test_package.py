@@ -1,4 +1,5 @@
 """The installed package: names, version, the libraries beside it, the examples of the docs."""
+import os
 import pathlib
 import re
 import subprocess
@@ -13,10 +14,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = pathlib.Path(semkv.__file__).parent
 
 
-def output_of(program):
+def output_of(program, **environment):
     """What `program` prints in a fresh interpreter, which must succeed."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          timeout=120)
+                          timeout=120, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -58,6 +59,16 @@ def test_the_library_is_loaded_when_it_is_asked_for():
     assert output_of(program) == "False\n"
     assert output_of("import semkv; print(semkv.__version__ != '', dir(semkv) != [])") == \
         "True True\n"
+
+
+def test_a_library_of_another_abi_is_refused(tmp_path):
+    source, library = tmp_path / "other.c", tmp_path / "libsemkv.so"
+    source.write_text("unsigned semkv_abi_version(void) { return 4000; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    program = ("try:\n  from semkv import Cache\n"
+               "except ImportError as error:\n  print(error)")
+    text = output_of(program, SEMKV_LIBRARY=str(library))
+    assert re.search(f"{library} has ABI version 4000, .*semkv.h version [0-9]+", text)
 
 
 def test_libraries_come_from_the_package():

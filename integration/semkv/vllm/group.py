@@ -43,7 +43,8 @@ def note_layers(vllm_config):
                    if not isinstance(getattr(layer, "impl", None), RowsImpl))
     left = collections.Counter(_others.values())
     for group in _groups:
-        left.update(group.left.values())
+        if group.config is vllm_config:
+            left.update(group.left.values())
     for reason, count in left.items():
         logger.warning("semkv: %d of %d layers are left to vLLM: %s", count, len(layers), reason)
 
@@ -127,7 +128,7 @@ class Group:
     def __init__(self, kv_cache_spec, layers, left, vllm_config):
         self.off = None  # why nothing is sparse any more
         self.left = left  # layer name -> why it is vLLM's alone
-        self._config = vllm_config
+        self.config = vllm_config
         self._options = semkv_options.from_environment(vllm_config)
         self._dtype = vllm_config.model_config.dtype
         self._dtype_code = dtype_code(self._dtype, "the model's dtype")
@@ -170,7 +171,7 @@ class Group:
             self.turn_off(str(error))
 
     def _load_vocabulary(self):
-        model = self._config.model_config
+        model = self.config.model_config
         if model.skip_tokenizer_init:
             return None
         from transformers import AutoTokenizer
@@ -218,11 +219,11 @@ class Group:
             most = int(self._options.copy_gib * 2**30) // block_bytes
             self._is_limited = most < num_blocks
             num_blocks = min(num_blocks, most)
-        max_tokens = min(self._config.model_config.max_model_len, num_blocks * self._block_tokens)
+        max_tokens = min(self.config.model_config.max_model_len, num_blocks * self._block_tokens)
         # More than rows: requests that have ended keep their lists for those that begin alike.
         max_sequences = self._options.max_rows + 16
         self._context = self._make_context(num_blocks, max_tokens, max_sequences, self.borrows)
-        if self._config.kv_transfer_config is not None:
+        if self.config.kv_transfer_config is not None:
             self._samples = Samples(num_blocks, self._block_tokens)
         self._tracker = Tracker(self._context, self._options.policy, num_blocks,
                                 self._block_tokens, max_sequences, max_tokens,
@@ -311,7 +312,7 @@ class Group:
         if now < self._next_report:
             return
         self._next_report = now + 1.0
-        rank = self._config.parallel_config.rank
+        rank = self.config.parallel_config.rank
         path = self._options.report + (f".{rank}" if rank else "")
         try:
             with open(f"{path}.new", "w") as file:

@@ -4,7 +4,7 @@ import pytest
 
 from engine_process import MODEL, EngineProcess
 
-MOST = 6
+MOST = 8
 
 
 @pytest.fixture(scope="session")

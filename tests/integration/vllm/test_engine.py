@@ -23,8 +23,7 @@ def prompts(report_ids):
 
 
 @pytest.mark.parametrize("dtype, environment, weights", [
-    ("float32", None, "auto"), ("bfloat16", None, "auto"), ("bfloat16", NO_AMX, "auto"),
-    ("bfloat16", None, "dummy")])
+    ("float32", None, "auto"), ("bfloat16", None, "auto"), ("bfloat16", NO_AMX, "dummy")])
 def test_short_contexts_are_stock_vllm_to_the_bit(engines, prompts, dtype, environment, weights):
     kind = {"dtype": dtype, "environment": environment, "load_format": weights}
     engine = engines(f"hybrid,budget=512,min_context={LENGTH}", **kind)
@@ -122,12 +121,11 @@ def test_drafts_are_verified_by_stock_vllm(engines, facts):
     written again; rows without one are sparse."""
     drafts = dict(speculative_config={"method": "ngram", "num_speculative_tokens": 3,
                                       "prompt_lookup_max": 3, "prompt_lookup_min": 2})
-    prompts = [ids for ids, _ in facts[:6]]
+    prompts = [ids for ids, _ in facts[:4]]
     engine = engines(f"hybrid,budget={LENGTH},force_sparse=1", **drafts)
-    found = engine.generate(prompts, max_tokens=60)
-    for stock in (engines(**drafts), engines()):
-        assert [f["ids"] for f in found] == [
-            s["ids"] for s in stock.generate(prompts, max_tokens=60)]
+    found = engine.generate(prompts, max_tokens=40)
+    assert [f["ids"] for f in found] == [
+        s["ids"] for s in engines(**drafts).generate(prompts, max_tokens=40)]
     [group] = engine.report()["groups"]
     assert group["counts"]["several queries"] > 0 and group["counts"]["sparse"] > 0
     assert group["off"] is None and not group["refused"]

@@ -1,8 +1,7 @@
 """What an engine starts with: no switch, mistakes, another vLLM, no library, models that semkv does
-not serve. It always starts, answers as stock vLLM does, and says why, once."""
+not serve. But for mistakes it starts, leaves to stock vLLM what it must, and says why, once."""
 import json
 import re
-import subprocess
 
 import pytest
 
@@ -14,11 +13,6 @@ SWITCH = "hybrid,budget=512,force_sparse=1"
 @pytest.fixture(scope="module")
 def prompts(report_ids):
     return [report_ids[:900], report_ids[300:1400]]
-
-
-def check_stock(engine, stock, prompts):
-    assert engine.generate(prompts, max_tokens=12, logprobs=1) == \
-        stock.generate(prompts, max_tokens=12, logprobs=1)
 
 
 def test_nothing_is_replaced_without_the_switch(engines, prompts):
@@ -41,33 +35,20 @@ def test_another_version_of_vllm_is_used_with_one_warning(engines, prompts):
     assert group["counts"]["sparse"] > 0 and group["off"] is None
 
 
-@pytest.fixture
-def wrong_library(tmp_path):
-    path = tmp_path / "libsemkv.so"
-    (tmp_path / "wrong.c").write_text("unsigned semkv_abi_version(void) { return 4000; }\n")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, tmp_path / "wrong.c"], check=True)
-    return path
-
-
 WITHOUT_A_FIELD = """
 from vllm.v1.attention.backends import cpu_attn
 cpu_attn.CPUAttentionMetadata.__dataclass_fields__.pop("slot_mapping")
 """
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("no library", "libsemkv.so not found; looked for /nowhere/libsemkv.so"),
-    ("no such ABI", "has ABI version 4000"),
-    ("other fields", "CPUAttentionMetadata has no slot_mapping")])
-def test_what_semkv_cannot_build_on_is_named_and_stock_vllm_stays(engines, prompts, wrong_library,
-                                                                  kind, words):
-    environment = {
-        "no library": {"SEMKV_LIBRARY": "/nowhere/libsemkv.so"},
-        "no such ABI": {"SEMKV_LIBRARY": str(wrong_library)},
-        "other fields": {"SEMKV_TEST_SETUP": WITHOUT_A_FIELD},
-    }[kind]
-    engine = engines(SWITCH, environment)
-    check_stock(engine, engines(), prompts)
+@pytest.mark.parametrize("environment, words", [
+    ({"SEMKV_LIBRARY": "/nowhere/libsemkv.so"}, "libsemkv.so not found; looked for /nowhere/"),
+    ({"SEMKV_TEST_SETUP": WITHOUT_A_FIELD}, "CPUAttentionMetadata has no slot_mapping")])
+def test_what_semkv_cannot_build_on_is_named_and_stock_vllm_stays(engines, prompts, environment,
+                                                                  words):
+    engine, stock = engines(SWITCH, environment), engines()
+    assert engine.generate(prompts, max_tokens=12, logprobs=1) == \
+        stock.generate(prompts, max_tokens=12, logprobs=1)
     text = engine.report()["text"]
     assert text.startswith("semkv: off, ") and words in text
     assert engine.log().count("semkv: off") == 1 and words in engine.log()
@@ -93,11 +74,13 @@ def test_layers_that_are_left_to_vllm_are_named(engines, prompts, tmp_path, mode
     # vLLM's AMX kernels for MLA know bfloat16 alone.
     arguments = dict(model=str(tmp_path), load_format="dummy", skip_tokenizer_init=True,
                      dtype="bfloat16")
-    engine = engines("cluster,budget=512,force_sparse=1", **arguments)
-    if num_left == 4:
-        check_stock(engine, engines(**arguments), prompts)
-    else:
+    try:
+        engine = engines("cluster,budget=512,force_sparse=1", **arguments)
         engine.generate(prompts, max_tokens=4)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            engines(**arguments).generate(prompts, max_tokens=4)
+        pytest.skip("stock vLLM does not serve this model here")
     report = engine.report()
     assert len(re.findall(f"layer .*: left to vLLM, {reason}", report["text"])) == num_left
     logged = re.findall(f"semkv: (.) of 4 layers are left to vLLM: {reason}", engine.log())
