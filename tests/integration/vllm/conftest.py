@@ -26,4 +26,6 @@ def engines():
 
     yield start
     for process in running.values():
+        process.end()
+    for process in running.values():
         process.close()

@@ -41,8 +41,12 @@ class EngineProcess:
     def __exit__(self, *_):
         self.close()
 
-    def close(self):
+    def end(self):
+        """Lets the process end, which takes a while; close() waits for it."""
         self._process.stdin.close()
+
+    def close(self):
+        self.end()
         self._process.wait(60)
         self._process.stdout.close()
 
