@@ -9,15 +9,20 @@
 
 #include "benchmarks/cuda/cuda_attention_problem.h"
 #include "benchmarks/cuda/cuda_case.h"
+#include "benchmarks/cuda/cuda_twin.h"
 #include "csrc/ops/attention/merge_states_cuda.h"
 
 namespace semkv {
 namespace {
 
 CudaLaunch Launch(const AttentionProblem& problem, std::vector<KvView> layers) {
-  return [=](int32_t layer, cudaStream_t stream) {
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     return problem.Enqueue(layers[layer], KvView(), stream);
   };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    return problem.Check(layers[0], KvView(), before, after);
+  };
+  return launch;
 }
 
 std::vector<KvView> MakeViews(CudaArena& arena, int32_t num_layers, int64_t tokens, DType dtype) {
@@ -75,11 +80,20 @@ CudaLaunch PrepareMerge(CudaArena& arena, int32_t num_layers, int32_t num_rows) 
   p.out = arena.Bytes(bytes);
   std::vector<void*> layers(num_layers);
   for (void*& o : layers) o = arena.Normal(2 * bytes);
-  return [=](int32_t layer, cudaStream_t stream) {
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     MergeStatesParams of_layer = p;
     of_layer.o = layers[layer];
     return MergeStatesCuda(of_layer, stream);
   };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    MergeStatesParams expected = p;
+    expected.o = before.At(layers[0]);
+    before.Move(expected.lse, expected.out);
+    MergeStatesReference(expected);
+    return Differs("out", p.out_dtype, after.At(p.out), expected.out,
+                   int64_t{num_rows} * kHeads * kHeadDim, 1e-4, 0x1p-8);
+  };
+  return launch;
 }
 
 struct Shape {

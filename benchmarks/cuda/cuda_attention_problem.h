@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "benchmarks/cuda/cuda_case.h"
@@ -22,8 +23,7 @@ constexpr int64_t KvBytes(int64_t tokens, DType dtype = DType::kBFloat16) {
   return 2 * tokens * kKvHeads * kHeadDim * DTypeBytes(dtype);
 }
 
-// Keys, then values, as [page, token, KV head, channel]. Of e4m3 they are the bytes of bfloat16
-// numbers, any of which the kernel takes as long.
+// Keys, then values, as [page, token, KV head, channel].
 KvView MakeView(CudaArena& arena, int64_t tokens, DType dtype = DType::kBFloat16);
 
 std::vector<int32_t> RandomOrder(int32_t n, std::mt19937& rng);
@@ -31,6 +31,9 @@ std::vector<int32_t> RandomOrder(int32_t n, std::mt19937& rng);
 // Plan and workspace, and what all layers share but keys and values.
 struct AttentionProblem {
   cudaError_t Enqueue(const KvView& position, const KvView& list, cudaStream_t stream) const;
+  // What came out (`after`) against the reference over what was read (`before`; may be the same).
+  std::string Check(const KvView& position, const KvView& list, const CudaTwin& before,
+                    const CudaTwin& after) const;
 
   DecodeAttentionParams params;
   DecodeAttentionPlan plan;

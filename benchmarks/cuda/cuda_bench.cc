@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/cuda/cuda_check.h"
 #include "benchmarks/cuda/cuda_timer.h"
 #include "nlohmann/json.hpp"
 
@@ -16,8 +17,6 @@ namespace {
 constexpr int64_t kCacheBytes = int64_t{256} << 20;  // more than the L2 of any GPU
 constexpr int32_t kLeastLayers = 32, kMostLayers = 512;
 constexpr int64_t kMostBytes = int64_t{32} << 30;  // of all layers
-// Sizes are divided by so much where kernels are emulated.
-constexpr int32_t kEmulatedShrink = 64;
 
 int32_t NumLayers(const CudaCase& c) {
   if (kIsEmulated) return 1;
@@ -60,15 +59,6 @@ nlohmann::json RunCase(const CudaCase& c, const Rates& rates) {
           {"floor_us", floor_us}};
 }
 
-std::vector<CudaCase> AllCases(int32_t shrink) {
-  std::vector<CudaCase> cases;
-  AddAttentionCases(shrink, cases);
-  AddRetrievalCases(shrink, cases);
-  AddMovementCases(shrink, cases);
-  AddStepCases(shrink, cases);
-  return cases;
-}
-
 int Run(const std::string& filter, const std::string& json_path) {
   Rates rates;
   if (const cudaError_t error = MeasureYardsticks(&rates.memory_gbs, &rates.bus_gbs);
@@ -81,7 +71,7 @@ int Run(const std::string& filter, const std::string& json_path) {
   std::printf("%-56s %9s %9s %9s %7s\n", "us per launch", "median", "least", "floor", "ratio");
   nlohmann::json results = {{"memory_gbs", rates.memory_gbs}, {"bus_gbs", rates.bus_gbs}};
   bool failed = false;
-  for (const CudaCase& c : AllCases(kIsEmulated ? kEmulatedShrink : 1)) {
+  for (const CudaCase& c : AllCudaCases(1)) {
     if (c.name.find(filter) == std::string::npos) continue;
     const nlohmann::json result = RunCase(c, rates);
     failed = failed || result.is_null();
@@ -95,21 +85,26 @@ int Run(const std::string& filter, const std::string& json_path) {
 
 int RunCudaBenchmarks(int argc, char** argv) {
   std::string filter, json_path;
+  bool checks = false;
   if (argc == 1 && std::strcmp(argv[0], "--list") == 0) {
-    for (const CudaCase& c : AllCases(1)) std::printf("%s\n", c.name.c_str());
+    ListCudaCases();
     return 0;
   }
-  for (int i = 0; i < argc; i += 2) {
-    if (i + 1 < argc && std::strcmp(argv[i], "--filter") == 0) {
-      filter = argv[i + 1];
+  for (int i = 0; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--check") == 0) {
+      checks = true;
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--filter") == 0) {
+      filter = argv[++i];
     } else if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
-      json_path = argv[i + 1];
+      json_path = argv[++i];
     } else {
       std::fprintf(stderr,
-                   "usage: semkv_bench --gpu --list | [--filter PART_OF_A_NAME] [--json FILE]\n");
+                   "usage: semkv_bench --gpu --list\n"
+                   "       semkv_bench --gpu [--filter PART_OF_A_NAME] --check | [--json FILE]\n");
       return 2;
     }
   }
+  if (checks) return CheckCudaCases(filter) == 0 ? 0 : 1;
   return Run(filter, json_path);
 }
 

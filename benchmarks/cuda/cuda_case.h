@@ -14,25 +14,38 @@
 #include <utility>
 #include <vector>
 
+#include "semkv/types.h"
+
 namespace semkv {
 
 // Memory of one case; freed with it. The first error sticks, later calls do nothing.
 class CudaArena {
  public:
+  struct Block {
+    void* device;
+    size_t bytes;
+    void* mapped;  // where it is in the host's memory; null for memory of the device
+  };
+
   CudaArena() = default;
   ~CudaArena();
   CudaArena(const CudaArena&) = delete;
   CudaArena& operator=(const CudaArena&) = delete;
 
   cudaError_t error() const { return error_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
 
-  // Device memory: not initialised, zeros, a copy, or bfloat16 numbers of a normal distribution.
+  // Device memory: not initialised, zeros, a copy, or numbers of a normal distribution, bfloat16 or
+  // e4m3.
   void* Bytes(size_t bytes);
   void* Zeros(size_t bytes);
   void* CopyBytes(const void* host, size_t bytes);
-  void* Normal(size_t bytes);
-  // Page-locked host memory, by the device's address.
+  void* Normal(size_t bytes, DType dtype = DType::kBFloat16);
+  // Page-locked host memory, by the device's address, with the same numbers.
   void* Mapped(size_t bytes);
+
+  // All of a block, after what was enqueued to the null stream.
+  void Read(const Block& block, void* host);
 
   template <typename T>
   T* Array(size_t n) {
@@ -47,10 +60,12 @@ class CudaArena {
   bool Note(cudaError_t error);
 
   cudaError_t error_ = cudaSuccess;
-  std::vector<void*> device_, host_;
+  std::vector<Block> blocks_;
 };
 
-// What is timed.
+class CudaTwin;
+
+// What is timed, and checked.
 struct CudaLaunch {
   CudaLaunch() = default;
   template <typename F, typename = std::enable_if_t<std::is_invocable_v<F, int32_t, cudaStream_t>>>
@@ -59,6 +74,9 @@ struct CudaLaunch {
   std::function<cudaError_t(int32_t layer, cudaStream_t stream)> enqueue;  // of one layer
   // Before the launches of all layers, not timed; may be null.
   std::function<cudaError_t(cudaStream_t stream)> before_replay;
+  // Runs the reference of layer 0 on memory as it was before and compares what came out; says what
+  // differs, or nothing.
+  std::function<std::string(const CudaTwin& before, const CudaTwin& after)> check;
 };
 
 enum class CudaYardstick { kMemory, kBus };
@@ -72,10 +90,15 @@ struct CudaCase {
   std::function<CudaLaunch(CudaArena& arena, int32_t num_layers)> prepare;
 };
 
-// Sizes are divided by `shrink`, so that the cases can be tried where kernels are emulated.
+// All of them. Sizes are divided by `shrink`: kCheckShrink where results are checked, by references
+// in plain loops and also where kernels are emulated.
+constexpr int32_t kCheckShrink = 64;
+std::vector<CudaCase> AllCudaCases(int32_t shrink);
+
 void AddAttentionCases(int32_t shrink, std::vector<CudaCase>& cases);
 void AddRetrievalCases(int32_t shrink, std::vector<CudaCase>& cases);
 void AddMovementCases(int32_t shrink, std::vector<CudaCase>& cases);
+void AddListsCases(int32_t shrink, std::vector<CudaCase>& cases);
 void AddStepCases(int32_t shrink, std::vector<CudaCase>& cases);
 
 }  // namespace semkv

@@ -34,8 +34,9 @@ SegmentLists MakeSegmentLists(const ListsShape& shape, const Partition& partitio
 
 // One layer's lists of one partition: an array of each kind for all (row, head)s and segments,
 // which share nothing.
+// `next_page`: the first home page that no list has; moves on.
 void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partition,
-              std::vector<std::vector<ListsView>>& views_of_cell) {
+              int32_t& next_page, std::vector<std::vector<ListsView>>& views_of_cell) {
   const SegmentLists lists = MakeSegmentLists(shape, partition);
   const int32_t nlist = shape.num_segment_lists(partition);
   const size_t num_segments = static_cast<size_t>(shape.num_segments());
@@ -62,8 +63,9 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
   if (!partition.is_range) all.members = arena.Copy(members);
   if (shape.has_pages) {
     std::vector<int32_t> first_page(num_lists);
-    for (size_t i = 0; i < num_lists; ++i) {
-      first_page[i] = static_cast<int32_t>(i) * CeilDiv(partition.size, kListPageTokens);
+    for (int32_t& page : first_page) {
+      page = next_page;
+      next_page += CeilDiv(partition.size, kListPageTokens);
     }
     all.first_page = arena.Copy(first_page);
   }
@@ -85,8 +87,9 @@ void AddViews(CudaArena& arena, const ListsShape& shape, const Partition& partit
 
 std::vector<ListsView> MakeListsViews(CudaArena& arena, const ListsShape& shape) {
   std::vector<std::vector<ListsView>> views_of_cell(static_cast<size_t>(shape.num_rows) * kKvHeads);
+  int32_t next_page = 0;
   for (const Partition& partition : shape.partitions) {
-    AddViews(arena, shape, partition, views_of_cell);
+    AddViews(arena, shape, partition, next_page, views_of_cell);
   }
   std::vector<ListsView> views;
   for (const std::vector<ListsView>& of_cell : views_of_cell) {

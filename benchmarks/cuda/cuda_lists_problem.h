@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "benchmarks/cuda/cuda_attention_problem.h"
@@ -66,6 +67,11 @@ struct RetrieveProblem {
   cudaError_t EnqueueRetrieve(int32_t layer, cudaStream_t stream) const;
   // Of the last selection, whatever its layer.
   cudaError_t EnqueueEstimate(int32_t layer, cudaStream_t stream) const;
+
+  // What each of them wrote for layer 0 (cuda_lists_check.cc).
+  std::string CheckScore(const CudaTwin& before, const CudaTwin& after) const;
+  std::string CheckRetrieve(const CudaTwin& before, const CudaTwin& after) const;
+  std::string CheckEstimate(const CudaTwin& before, const CudaTwin& after) const;
 
   ScoreListsParams score;
   SelectListsParams select;

@@ -1,5 +1,5 @@
 // Scoring and selecting lists for one row: clusters of 64 (the goals' lists) and the hybrid
-// default, sentences of 25 beside clusters of 32.
+// default, sentences of 25 beside clusters of 16.
 
 #include <cstdint>
 #include <string>
@@ -7,29 +7,41 @@
 
 #include "benchmarks/cuda/cuda_case.h"
 #include "benchmarks/cuda/cuda_lists_problem.h"
+#include "benchmarks/cuda/cuda_twin.h"
 
 namespace semkv {
 namespace {
 
 CudaLaunch PrepareScore(CudaArena& arena, int32_t num_layers, const ListsShape& shape) {
-  return [problem = MakeRetrieve(arena, num_layers, shape)](int32_t layer, cudaStream_t stream) {
+  const RetrieveProblem problem = MakeRetrieve(arena, num_layers, shape);
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     return problem.EnqueueScore(layer, stream);
   };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    return problem.CheckScore(before, after);
+  };
+  return launch;
 }
 
 CudaLaunch PrepareRetrieve(CudaArena& arena, int32_t num_layers, const ListsShape& shape) {
-  return [problem = MakeRetrieve(arena, num_layers, shape)](int32_t layer, cudaStream_t stream) {
+  const RetrieveProblem problem = MakeRetrieve(arena, num_layers, shape);
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     return problem.EnqueueRetrieve(layer, stream);
   };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    return problem.CheckRetrieve(before, after);
+  };
+  return launch;
 }
 
 CudaLaunch PrepareEstimate(CudaArena& arena, int32_t num_layers, const ListsShape& shape) {
   const RetrieveProblem problem = MakeRetrieve(arena, num_layers, shape);
-  CudaLaunch launch = [problem](int32_t layer, cudaStream_t stream) {
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     return problem.EnqueueEstimate(layer, stream);
   };
-  launch.before_replay = [problem](cudaStream_t stream) {
-    return problem.EnqueueRetrieve(0, stream);
+  launch.before_replay = [=](cudaStream_t stream) { return problem.EnqueueRetrieve(0, stream); };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    return problem.CheckEstimate(before, after);
   };
   return launch;
 }

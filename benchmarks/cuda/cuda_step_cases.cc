@@ -11,6 +11,7 @@
 #include "benchmarks/cuda/cuda_attention_problem.h"
 #include "benchmarks/cuda/cuda_case.h"
 #include "benchmarks/cuda/cuda_lists_problem.h"
+#include "benchmarks/cuda/cuda_twin.h"
 #include "csrc/ops/residency/gather_pages_cuda.h"
 #include "csrc/ops/residency/resolve_cuda.h"
 
@@ -24,10 +25,15 @@ CudaLaunch PrepareStep(CudaArena& arena, int32_t num_layers, const ListsShape& s
                                      int64_t{kKvHeads} * shape.budget, shape.budget};
   std::vector<KvView> layers(num_layers);
   for (KvView& view : layers) view = MakeView(arena, int64_t{shape.num_rows} * shape.tokens);
-  return [=](int32_t layer, cudaStream_t stream) {
+  CudaLaunch launch = [=](int32_t layer, cudaStream_t stream) {
     const cudaError_t error = retrieve.EnqueueRetrieve(layer, stream);
     return error != cudaSuccess ? error : attention.Enqueue(layers[layer], KvView(), stream);
   };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    const std::string wrong = retrieve.CheckRetrieve(before, after);
+    return wrong.empty() ? attention.Check(layers[0], KvView(), after, after) : wrong;
+  };
+  return launch;
 }
 
 // ------------------------------ a home tier in host memory
@@ -47,6 +53,8 @@ struct TierLayer {
   void* resolve_workspace;
 };
 
+enum class TierWork { kResolve, kResolveAttend, kAll };
+
 // Resolve, gather and attend over the same two sets in all layers; a residency and a hot pool each.
 class TierProblem {
  public:
@@ -56,8 +64,13 @@ class TierProblem {
   cudaError_t Resolve(int32_t layer, int32_t set, cudaStream_t stream) const;
   cudaError_t Gather(int32_t layer, cudaStream_t stream) const;
   cudaError_t Attend(int32_t layer, cudaStream_t stream) const;
+  // After a step of each set.
+  std::string Check(TierWork work, const CudaTwin& before, const CudaTwin& after) const;
 
  private:
+  KvView HotView(int32_t layer) const;
+  // The residency and the slots after both steps.
+  std::string CheckResolve(const CudaTwin& before, const CudaTwin& after) const;
   void MakeWanted(CudaArena& arena, const TierShape& tier);
   void MakeLayers(CudaArena& arena, int32_t num_layers);
 
@@ -153,8 +166,9 @@ cudaError_t TierProblem::Gather(int32_t layer, cudaStream_t stream) const {
   return GatherPagesCuda(p, kPageCopyCtas, stream);
 }
 
-cudaError_t TierProblem::Attend(int32_t layer, cudaStream_t stream) const {
-  KvView hot;  // [page][K, V][token, channel]
+// [page][K, V][token, channel]
+KvView TierProblem::HotView(int32_t layer) const {
+  KvView hot;
   hot.k = layers_[layer].hot;
   hot.v = static_cast<char*>(hot.k) + kPageBytes / 2;
   hot.k_page = hot.v_page = kPageBytes / kElementBytes;
@@ -162,10 +176,51 @@ cudaError_t TierProblem::Attend(int32_t layer, cudaStream_t stream) const {
   hot.page_tokens = kPageTokens;
   hot.num_pages = resolve_.shape.num_hot_pages;
   hot.dtype = DType::kBFloat16;
-  return attention_.Enqueue(hot, hot, stream);
+  return hot;
 }
 
-enum class TierWork { kResolve, kResolveAttend, kAll };
+cudaError_t TierProblem::Attend(int32_t layer, cudaStream_t stream) const {
+  return attention_.Enqueue(HotView(layer), HotView(layer), stream);
+}
+
+std::string TierProblem::CheckResolve(const CudaTwin& before, const CudaTwin& after) const {
+  const ResolveShape& shape = resolve_.shape;
+  const Residency& actual = layers_[0].residency;
+  ResolveParams p = resolve_;
+  Residency& expected = p.residency;
+  expected = actual;
+  before.Move(p.wanted_counts, p.misses, p.num_misses, p.num_unplaced, p.slots, p.slot_counts,
+              expected.hot_of_home, expected.home_of_hot, expected.stamps, expected.hand);
+  for (int32_t set = 0; set < kSets; ++set) {
+    p.wanted = before.At(wanted_[set]);
+    p.step = before.At(steps_ + set);
+    ResolveReference(p);
+  }
+  const auto differs = [&](const char* what, const int32_t* wrote, const int32_t* must, int64_t n) {
+    return BytesDiffer(what, after.At(wrote), must, static_cast<size_t>(n) * sizeof(int32_t));
+  };
+  return FirstOf(
+      {differs("misses", resolve_.num_misses, p.num_misses, 1),
+       differs("pages without a place", resolve_.num_unplaced, p.num_unplaced, 1),
+       differs("counts of slots", resolve_.slot_counts, p.slot_counts, kKvHeads),
+       differs("slots", resolve_.slots, p.slots, int64_t{kKvHeads} * shape.max_slots),
+       differs("hot pages", actual.hot_of_home, expected.hot_of_home, shape.num_home_pages),
+       differs("home pages", actual.home_of_hot, expected.home_of_hot, shape.num_hot_pages),
+       differs("stamps", actual.stamps, expected.stamps, shape.num_hot_pages)});
+}
+
+std::string TierProblem::Check(TierWork work, const CudaTwin& before, const CudaTwin& after) const {
+  std::string wrong = CheckResolve(before, after);
+  if (work != TierWork::kAll) return wrong;  // nothing was brought into the hot pool
+  for (int32_t hot = 0; hot < resolve_.shape.num_hot_pages && wrong.empty(); ++hot) {
+    const int32_t home = after.At(layers_[0].residency.home_of_hot)[hot];
+    wrong = BytesDiffer("hot page " + std::to_string(hot),
+                        after.At(static_cast<const char*>(layers_[0].hot) + hot * kPageBytes),
+                        before.At(static_cast<const char*>(gather_.home) + home * kPageBytes),
+                        static_cast<size_t>(kPageBytes));
+  }
+  return wrong.empty() ? attention_.Check(HotView(0), HotView(0), after, after) : wrong;
+}
 
 // One step of each set.
 CudaLaunch PrepareTier(CudaArena& arena, int32_t num_layers, const TierShape& tier, TierWork work) {
@@ -182,6 +237,9 @@ CudaLaunch PrepareTier(CudaArena& arena, int32_t num_layers, const TierShape& ti
     return error;
   };
   launch.before_replay = [=](cudaStream_t stream) { return problem->AdvanceSteps(stream); };
+  launch.check = [=](const CudaTwin& before, const CudaTwin& after) {
+    return problem->Check(work, before, after);
+  };
   return launch;
 }
 

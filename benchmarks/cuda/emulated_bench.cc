@@ -1,4 +1,4 @@
-// The GPU's micro-benchmarks over the SIMT harness, at a 64th of the sizes: that they run.
+// The GPU's micro-benchmarks over the SIMT harness: --check, and that the rest runs.
 
 #include "benchmarks/cuda/cuda_bench.h"
 
