@@ -65,10 +65,14 @@ void AddRows(const std::string& name, const std::string& context, int32_t num_to
   AddRow(
       "select+attend/" + name + "/adjacent", plain, 1 / gate,
       [c](int64_t i) { c->run(true).SelectAndAttend(i); }, read, cases);
-  // What no kernel can save: the rows that were selected, read where they lie.
+  // What no kernel can save: the lists, and the rows that were selected, read where they lie.
   AddRow(
-      "select+attend/" + name + "/rows", "read of its rows", 0.0, select_and_attend,
-      [c](int64_t i) { c->run(false).ReadSelected(i); }, cases);
+      "select+attend/" + name + "/bare", plain, 0.0,
+      [c](int64_t i) {
+        c->run(false).ReadLists(i);
+        c->run(false).ReadSelected(i);
+      },
+      read, cases);
   AddRow(
       "select+attend/" + name + "/dense", "attend, dense", 0.0, select_and_attend,
       [c](int64_t i) { c->dense().Attend(i); }, cases);

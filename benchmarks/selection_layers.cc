@@ -182,19 +182,23 @@ void SelectionRun::DescribeAttention() {
 }
 
 void SelectionRun::DescribeRows() {
-  Select(0);
   const KvView kv = layers_.view(0);
-  for (int32_t head = 0; head < kNumKvHeads; ++head) {
-    for (int32_t j = 0; j < counts_[head]; ++j) {
-      row_offsets_.push_back(RowOffset(kv, slots_[head * kBudget + j], head));
+  for (int32_t step = 0; step < kSteps; ++step) {
+    Select(step);
+    std::vector<int64_t>& offsets = row_offsets_.emplace_back();
+    for (int32_t head = 0; head < kNumKvHeads; ++head) {
+      for (int32_t j = 0; j < counts_[head]; ++j) {
+        offsets.push_back(RowOffset(kv, slots_[head * kBudget + j], head));
+      }
     }
   }
 }
 
 void SelectionRun::ReadSelected(int64_t i) const {
   constexpr size_t kRowBytes = 2 * kHeadDim * sizeof(uint16_t);  // a key and its value
+  const std::vector<int64_t>& offsets = row_offsets_[i % kSteps];
   benchmark::DoNotOptimize(
-      PlainReadRows(layers_.layer(i), row_offsets_.data(), row_offsets_.size(), kRowBytes));
+      PlainReadRows(layers_.layer(i), offsets.data(), offsets.size(), kRowBytes));
 }
 
 void SelectionRun::Select(int64_t i) {

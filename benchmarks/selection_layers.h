@@ -20,11 +20,11 @@ namespace semkv {
 
 enum class SelectionPolicy {
   kClustersOf64,  // k-means, lists of 64 tokens on average
-  kHybrid,        // the default policy: clusters of 32 and sentences of 25
+  kHybrid,        // the default policy: clusters of 16, lone keys, sentences of 25
 };
 constexpr int kNumSelectionPolicies = 2;
 
-// The lists of one layer of Llama-3-8B (8 KV heads, int8) over `num_tokens` tokens, and queries.
+// The lists of one layer of Llama-3-8B (8 KV heads, int4) over `num_tokens` tokens, and queries.
 class SelectionIndex {
  public:
   SelectionIndex(int32_t num_tokens, SelectionPolicy policy);
@@ -63,7 +63,8 @@ class SelectionRun {
   void Select(int64_t i);
   void SelectAndAttend(int64_t i);
 
-  // Reads keys and values of the tokens that step 0 selects, in layer i.
+  // Reads keys and values of the tokens that SelectAndAttend(i) selects, where it does. (Those of
+  // one step would stay in the last-level cache where 2 GiB are few layers.)
   void ReadSelected(int64_t i) const;
 
   // Reads the lists of layer i: their vectors, members and all else.
@@ -84,7 +85,7 @@ class SelectionRun {
   SelectListsParams select_;
   DecodeAttentionParams attend_;
   std::vector<int32_t> slots_, positions_, counts_;
-  std::vector<int64_t> row_offsets_;  // in a layer, of step 0's selection
+  std::vector<std::vector<int64_t>> row_offsets_;  // [steps], in a layer, of what is selected
   std::vector<uint16_t> out_;
   std::vector<uint8_t> retrieval_workspace_, attention_workspace_;
 };
