@@ -3,9 +3,9 @@
 
 Makes the documents (make_documents.py: 4 and 16 facts in filler, and documents where every sentence
 is a competing fact), runs `semkv evaluate` on each at 1/8 and 1/16 of the context, every step
-forced sparse, and writes one table with the checks below it. With --policy cluster --policy quest
-it took 55 minutes on two cores beside other work. Cells whose JSON is in the work folder already
-are not run again.
+forced sparse, and writes one table with the checks above it. With every policy it takes about an hour on
+two cores. What is in the work folder's JSON already, cell by cell and policy by policy, is not run
+again.
 
 Single questions make the mean of a KL: --questions asks more of them, and --policy and --cell less
 of the rest. What follows `--` goes to `semkv evaluate`, as `-- --centroids int8`. Give a run with
@@ -43,9 +43,20 @@ def cell_file(arguments, kind, tokens, suffix):
     return os.path.join(arguments.work, name)
 
 
+def read_cell(path):
+    if not os.path.exists(path):
+        return {"cells": []}
+    with open(path) as file:
+        return json.load(file)
+
+
 def run_cell(arguments, kind, tokens):
+    """Adds the policies that the cell's JSON does not have; KL needs dense in every run."""
     out = cell_file(arguments, kind, tokens, "json")
-    if os.path.exists(out):
+    before = read_cell(out)
+    known = {cell["policy"] for cell in before["cells"]}
+    missing = [policy for policy in arguments.policy if policy not in known]
+    if not missing:
         return
     documents = cell_file(arguments, kind, tokens, "jsonl")
     count = -(-questions(arguments, tokens) // QUESTIONS_OF_A_DOCUMENT[kind])
@@ -53,12 +64,17 @@ def run_cell(arguments, kind, tokens):
                     "--kind", kind, "--tokens", str(tokens), "--documents", str(count),
                     "--seed", str(SEED), "--out", documents], check=True)
     command = [arguments.semkv, "evaluate", "--model", MODEL, "--documents", documents,
-               "--threads", "1", "--json", out]
+               "--threads", "1", "--json", out + ".new"]
     for fraction in FRACTIONS:
         command += ["--budget-fraction", fraction]
-    for policy in arguments.policy:
+    for policy in dict.fromkeys(["dense", *missing]):
         command += ["--policy", policy]
     subprocess.run(command + arguments.evaluate, check=True, stdout=subprocess.DEVNULL)
+    after = read_cell(out + ".new")
+    after["cells"] = before["cells"] + [c for c in after["cells"] if c["policy"] not in known]
+    with open(out, "w") as file:
+        json.dump(after, file)
+    os.remove(out + ".new")
     print(f"{kind} {tokens} done", flush=True)
 
 
@@ -66,13 +82,13 @@ def read_cells(arguments):
     """{(kind, tokens, budget fraction): {policy: cell}}; dense is in every group."""
     groups = {}
     for kind, tokens in arguments.cell:
-        with open(cell_file(arguments, kind, tokens, "json")) as file:
-            cells = json.load(file)["cells"]
+        cells = read_cell(cell_file(arguments, kind, tokens, "json"))["cells"]
         dense = next(cell for cell in cells if cell["policy"] == "dense")
         for fraction in FRACTIONS:
+            of_policy = {cell["policy"]: cell for cell in cells
+                         if cell["budget_fraction"] == float(fraction)}
             groups[kind, tokens, float(fraction)] = {"dense": dense} | {
-                cell["policy"]: cell for cell in cells
-                if cell["budget_fraction"] == float(fraction) and cell["policy"] != "dense"}
+                policy: of_policy[policy] for policy in arguments.policy if policy != "dense"}
     return groups
 
 
