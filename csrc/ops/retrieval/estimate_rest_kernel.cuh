@@ -310,6 +310,8 @@ struct EstimateJoinShared {
   int32_t num_tiles;
 };
 
+constexpr int64_t kNoState = -1;
+
 // The head's state of a tile.
 __device__ inline int64_t StateOf(const EstimateRestKernelParams& p, int64_t row_head,
                                   int64_t tile) {
@@ -346,11 +348,12 @@ __device__ inline float SumStates(const EstimateRestKernelParams& p, int64_t row
     float weights[kEstimateAhead];
     for (int32_t a = 0; a < kEstimateAhead; ++a) {
       const int32_t k = first + a * lane.num_groups;
-      states[a] = StateOf(p, row_head, tiles[k < num_tiles ? k : first]);
+      states[a] = k < num_tiles ? StateOf(p, row_head, tiles[k]) : kNoState;
       weights[a] = k < num_tiles ? p.states.lse[states[a]] : -INFINITY;
     }
-    Vec16 units[kEstimateAhead][2];
+    Vec16 units[kEstimateAhead][2] = {};
     for (int32_t a = 0; a < kEstimateAhead; ++a) {
+      if (states[a] == kNoState) continue;
       const float* from = p.states.out + states[a] * p.score.op.head_dim + lane.channel;
       units[a][0] = LoadStreaming(from);
       units[a][1] = LoadStreaming(from + 4);
