@@ -53,7 +53,7 @@ inline int32_t DenseLayers(const semkv_policy& policy, int32_t num_layers) {
 // RetrievalRow::rank_weight of sentences. Beside clusters a sentence's mean says less of its tokens
 // than a cluster's of theirs (docs/papers.md, "What sentences weigh").
 inline float SentenceWeight(const semkv_policy& policy) {
-  return policy.kind == SEMKV_POLICY_HYBRID ? 0.25f : 1.0f;
+  return policy.kind == SEMKV_POLICY_HYBRID ? 0.5f : 1.0f;
 }
 
 // The least that RecentTokens chooses; a budget must hold them beside the sinks.

@@ -74,7 +74,7 @@ constexpr float kLeastQueryStep = 1e-37f;  // 1 / step may overflow below
 
 struct ListsView {
   int32_t nlist = 0;           // at most 65,535
-  int32_t partition = 0;       // 0 or 1: lists of equal number share one Z when they are ranked
+  int32_t partition = 0;       // 0 or 1; a token is in at most one list of each
   int32_t first_position = 0;  // position of the segment's first token; members count from it
   CentroidForm form = CentroidForm::kInt8;
   const void* centroids = nullptr;    // [nlist, head_dim]; kInt4: [nlist, Int4Channels] codes;
@@ -113,7 +113,7 @@ enum class VarianceTerm : int32_t {
 
 // How the query heads of a selection are combined into one rank key.
 enum class GroupRank : int32_t {
-  kShareSum = 0,  // sum over heads of exp(s) / Z_head, Z_head = sum of size * exp(s) per partition
+  kShareSum = 0,  // sum over heads of exp(s) / Z_head, Z_head = sum of size * exp(s)
   kShareMax = 1,  // max over heads of the same
 };
 

@@ -62,7 +62,7 @@ struct ScoreScratch {
         multiplier(workspace.Take<float>(heads)),
         spread(workspace.Take<float>(heads)),
         root_spread(workspace.Take<float>(heads)),
-        maximum(workspace.Take<float>(2 * heads * int64_t{kScratchPadding})),
+        maximum(workspace.Take<float>(heads * int64_t{kScratchPadding})),
         total(workspace.Take<float>(2 * heads * int64_t{kScratchPadding})) {}
 
   QueryScratch query;
@@ -72,9 +72,8 @@ struct ScoreScratch {
   float* multiplier;   // [heads] of a dot product, for the current view
   float* spread;       // [heads] what a list's variance is multiplied by
   float* root_spread;  // [heads] its square root
-  float*
-      maximum;   // [2, heads, kScratchPadding] per partition and head; lanes folded into the first
-  float* total;  // likewise: Z, then rank_weight / Z
+  float* maximum;      // [heads, kScratchPadding]; lanes folded into the first
+  float* total;        // [2, heads, kScratchPadding], per partition: sum, then rank_weight / Z
 };
 
 // Writes the keys of (row, selection) `task` to keys[0 .. lists).

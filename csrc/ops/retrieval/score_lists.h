@@ -3,13 +3,15 @@
 //
 //   s[h, i]  = scale * dot(q[r, h], centroid[i]) + f(v[h, i]),
 //   v[h, i]  = scale^2 * |q[r, h]|^2 / head_dim * variance[i]        (f: VarianceTerm)
-//   Z[h, p]  = sum over lists i of partition p of size[i] * exp(s[h, i])
+//   Z[h]     = max over partitions p of the sum over lists i of p of size[i] * exp(s[h, i])
 //   key[i]   = rank_weight[p(i)] * sum (or max) over the heads h of the selection of
-//              exp(s[h, i]) / Z[h, p(i)]
+//              exp(s[h, i]) / Z[h]
 //
 // key is the list's estimated attention mass per token, weighed by how far the row trusts the
-// estimates of its partition. kBounds lists: the dot product is Quest's
-// upper bound, sum over channels of max(q * least, q * greatest), without a variance term.
+// estimates of its partition. Both partitions hold the row's tokens, so their sums estimate one
+// number, and the mean that hides a key makes the lesser: were each partition measured by its own,
+// lists of the one that missed it would seem as much greater. kBounds lists: the dot product is
+// Quest's upper bound, sum over channels of max(q * least, q * greatest), without a variance term.
 //
 // A list whose score is not a number for some head of the selection, or of size 0, gets key -1, is
 // never selected and counts in no Z. A query head with a channel that is not finite makes every

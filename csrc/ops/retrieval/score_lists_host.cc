@@ -1,5 +1,5 @@
 // Three passes over the scores of one (row, selection), which stay in its core's cache: dots with
-// the variance term and each partition's maximum; exp and Z; keys. Only the first reads centroids,
+// the variance term and each head's maximum; exp and Z; keys. Only the first reads centroids,
 // each once for up to kBlockHeads query heads.
 
 #include "csrc/ops/retrieval/score_lists.h"
@@ -126,7 +126,7 @@ HWY_INLINE void BuryLists(hn::Mask<DF> dead, int32_t heads, int64_t i, const Sco
 
 // Turns the dots of one vector of lists at `i` into scores, for every query head.
 template <VarianceTerm kTerm>
-HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t partition, int32_t heads, int64_t i,
+HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t heads, int64_t i,
                            const ScoreScratch& s) {
   const DF df;
   const VF sizes = LoadSizes(df, block.offsets);
@@ -143,7 +143,7 @@ HWY_INLINE void ScoreBlock(const ListBlock& block, int32_t partition, int32_t he
   }
   hn::StoreU(sizes, df, s.sizes + i);
   if (HWY_UNLIKELY(!hn::AllFalse(df, dead))) BuryLists(dead, heads, i, s);
-  float* maximum = s.maximum + partition * heads * kScratchPadding;
+  float* maximum = s.maximum;
   for (int32_t h = 0; h < heads; ++h, maximum += kScratchPadding) {
     const VF score = hn::LoadU(df, s.scores + h * s.stride + i);
     hn::Store(hn::Max(hn::Load(df, maximum), score), df, maximum);
@@ -158,10 +158,10 @@ void ScoreBlocks(const ListsView& view, int32_t heads, int64_t first, const Scor
                              view.variances != nullptr ? view.variances + i : nullptr,
                              view.offsets + i};
     if (view.nlist - i >= lanes) {
-      ScoreBlock<kTerm>(block, view.partition, heads, first + i, s);
+      ScoreBlock<kTerm>(block, heads, first + i, s);
     } else {
       const PaddedBlock padded(block, view.nlist - i);
-      ScoreBlock<kTerm>(padded.block, view.partition, heads, first + i, s);
+      ScoreBlock<kTerm>(padded.block, heads, first + i, s);
     }
   }
 }
@@ -224,7 +224,7 @@ void ExpView(const ListsView& view, int32_t heads, int64_t first, const ScoreScr
   const int32_t lanes = hn::Lanes(df);
   for (int32_t h = 0; h < heads; ++h) {
     const int64_t head = (view.partition * heads + h) * kScratchPadding;
-    const VF maximum = hn::Set(df, s.maximum[head]);
+    const VF maximum = hn::Set(df, s.maximum[int64_t{h} * kScratchPadding]);
     VF total = hn::Load(df, s.total + head);
     float* const scores = s.scores + h * s.stride + first;
     int32_t i = 0;
@@ -243,6 +243,19 @@ void ExpView(const ListsView& view, int32_t heads, int64_t first, const ScoreScr
     }
     hn::Store(total, df, s.total + head);
   }
+}
+
+// Turns a head's sums of both partitions into what their lists' exp(score - maximum) are multiplied
+// by: rank_weight / Z.
+void WeighHead(const RetrievalRow& row, int32_t h, int32_t heads, const ScoreScratch& s) {
+  const DF df;
+  float* const totals[2] = {s.total + int64_t{h} * kScratchPadding,
+                            s.total + (int64_t{heads} + h) * kScratchPadding};
+  float z = 0.0f;
+  for (const float* total : totals) {
+    z = std::max(z, hn::GetLane(hn::SumOfLanes(df, hn::Load(df, total))));
+  }
+  for (int p = 0; p < 2; ++p) totals[p][0] = row.rank_weight[p] / z;
 }
 
 HWY_INLINE VF KeyBlock(DF df, GroupRank rank, int32_t heads, const float* weight_of_exp, int64_t i,
@@ -286,24 +299,20 @@ void ScoreLists(const ScoreListsParams& p, int64_t task, float* keys, Workspace 
     s.spread[h] = p.scale * p.scale * s.query.square_norm[h] / static_cast<float>(p.head_dim);
     s.root_spread[h] = std::sqrt(s.spread[h]);
   }
-  std::fill_n(s.maximum, 2 * heads * kScratchPadding, -kInfinity);
+  std::fill_n(s.maximum, heads * kScratchPadding, -kInfinity);
   std::fill_n(s.total, 2 * heads * kScratchPadding, 0.0f);
 
   int64_t first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) {
     ScoreView(p, p.view_begin[task] + v, row.variance, first, s);
   }
-  for (int64_t at = 0; at < 2 * heads * kScratchPadding; at += kScratchPadding) {
+  for (int64_t at = 0; at < heads * kScratchPadding; at += kScratchPadding) {
     const auto block = hn::Load(df, s.maximum + at);
     s.maximum[at] = hn::GetLane(hn::MaxOfLanes(df, block));
   }
   first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) ExpView(views[v], heads, first, s);
-  for (int32_t i = 0; i < 2 * heads; ++i) {
-    float* const total = s.total + i * kScratchPadding;
-    const float z = hn::GetLane(hn::SumOfLanes(df, hn::Load(df, total)));
-    total[0] = row.rank_weight[i / heads] / z;
-  }
+  for (int32_t h = 0; h < heads; ++h) WeighHead(row, h, heads, s);
   first = 0;
   for (int32_t v = 0; v < num_views; first += views[v++].nlist) {
     KeyView(views[v], row.rank, heads, first, s, keys + first);

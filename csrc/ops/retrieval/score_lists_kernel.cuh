@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(kScoreKeyThreads, 1)
     const int32_t first = tiles[tile].first_list, lists = tiles[tile].num_lists;
     const int32_t partition = partitions[tile];
     for (int32_t k = part + lane; k < part + kScoreKeyLists && k < lists; k += kWarpSize) {
-      keys[first + k] = KeyOf(scores + first + k, p.workspace.stride, heads, rank,
-                              shared.max[partition], shared.weight_of_exp[partition]);
+      keys[first + k] = KeyOf(scores + first + k, p.workspace.stride, heads, rank, shared.max,
+                              shared.weight_of_exp[partition]);
     }
   }
 }

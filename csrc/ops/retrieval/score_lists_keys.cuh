@@ -19,11 +19,11 @@ __device__ inline float ExpBelow(float score, float maximum) {
   return score == maximum ? 1.0f : expf(score - maximum);
 }
 
-// What the second launch needs of Z, per partition and head. In dynamic shared memory: the
-// partition of every tile, -1 behind the last one.
+// What the second launch needs of Z, per head. In dynamic shared memory: the partition of every
+// tile, -1 behind the last one.
 struct KeyShared {
-  float max[2][kScoreMaxHeads];
-  float weight_of_exp[2][kScoreMaxHeads];  // rank_weight / Z
+  float max[kScoreMaxHeads];
+  float weight_of_exp[2][kScoreMaxHeads];  // rank_weight / Z, per partition
   int32_t num_tiles;
 };
 
@@ -43,28 +43,37 @@ __device__ inline void LoadPartitions(const ScoreTile* tiles, int32_t max_tiles,
   __syncthreads();
 }
 
-__device__ inline ScoreMass MergeMasses(const ScoreMass& a, const ScoreMass& b) {
+// Of some tiles: the greatest score, and each partition's sum of size x exp(score - maximum).
+struct HeadMass {
+  float max;
+  float sums[2];
+};
+
+__device__ inline HeadMass MergeMasses(const HeadMass& a, const HeadMass& b) {
   const float maximum = fmaxf(a.max, b.max);
-  return {maximum, a.sum * ExpBelow(a.max, maximum) + b.sum * ExpBelow(b.max, maximum)};
+  const float of_a = ExpBelow(a.max, maximum), of_b = ExpBelow(b.max, maximum);
+  return {maximum, {a.sums[0] * of_a + b.sums[0] * of_b, a.sums[1] * of_a + b.sums[1] * of_b}};
 }
 
-// Per warp: Z of a head over the tiles of a partition, merged in an order that only their number
-// decides.
+// Per warp: Z of a head over all tiles, merged in an order that only their number decides.
 __device__ inline void MergeHead(const ScoreMass* masses, const int32_t* partitions, int32_t h,
-                                 int32_t partition, float rank_weight, int32_t lane,
-                                 KeyShared& shared) {
-  ScoreMass total = {-INFINITY, 0.0f};
+                                 const RetrievalRow& row, int32_t lane, KeyShared& shared) {
+  HeadMass total = {-INFINITY, {0.0f, 0.0f}};
   for (int32_t i = lane; i < shared.num_tiles; i += kWarpSize) {
-    if (partitions[i] != partition) continue;
-    total = MergeMasses(total, {masses[i].max, masses[i].sum});
+    const float sum = masses[i].sum;
+    const bool is_first = partitions[i] == 0;
+    total = MergeMasses(total, {masses[i].max, {is_first ? sum : 0.0f, is_first ? 0.0f : sum}});
   }
   for (int32_t mask = kWarpSize / 2; mask > 0; mask /= 2) {
     total = MergeMasses(total, {__shfl_xor_sync(kAllLanes, total.max, mask),
-                                __shfl_xor_sync(kAllLanes, total.sum, mask)});
+                                {__shfl_xor_sync(kAllLanes, total.sums[0], mask),
+                                 __shfl_xor_sync(kAllLanes, total.sums[1], mask)}});
   }
   if (lane == 0) {
-    shared.max[partition][h] = total.max;
-    shared.weight_of_exp[partition][h] = rank_weight / total.sum;
+    const float z = fmaxf(total.sums[0], total.sums[1]);
+    shared.max[h] = total.max;
+    shared.weight_of_exp[0][h] = row.rank_weight[0] / z;
+    shared.weight_of_exp[1][h] = row.rank_weight[1] / z;
   }
 }
 
@@ -82,14 +91,14 @@ __device__ inline float KeyOf(const float* scores, int64_t stride, int32_t heads
   return dead ? -1.0f : key;
 }
 
-// Per CTA of kThreads: Z of every partition and head. Behind a barrier.
+// Per CTA of kThreads: Z of every head. Behind a barrier.
 template <int32_t kThreads>
 __device__ inline void MergeHeads(const ScoreWorkspace& workspace, int32_t max_tiles, int64_t task,
                                   int32_t heads, const RetrievalRow& row, int32_t thread,
                                   const int32_t* partitions, KeyShared& shared) {
-  for (int32_t i = thread / kWarpSize; i < 2 * heads; i += kThreads / kWarpSize) {
-    const ScoreMass* masses = workspace.masses + (task * heads + i / 2) * max_tiles;
-    MergeHead(masses, partitions, i / 2, i % 2, row.rank_weight[i % 2], thread % kWarpSize, shared);
+  for (int32_t h = thread / kWarpSize; h < heads; h += kThreads / kWarpSize) {
+    const ScoreMass* masses = workspace.masses + (task * heads + h) * max_tiles;
+    MergeHead(masses, partitions, h, row, thread % kWarpSize, shared);
   }
   __syncthreads();
 }

@@ -52,23 +52,24 @@ std::vector<ScoredList> ScoreSelection(const ScoreListsParams& p, int32_t row, i
   return lists;
 }
 
-// Adds the weighed shares of head `h` in the mass of `partition` to `keys`, or takes their maximum.
-void RankByHead(const std::vector<ScoredList>& lists, int32_t partition, int32_t h,
-                const RetrievalRow& row, std::vector<double>& keys) {
+// Adds the weighed shares of head `h` to `keys`, or takes their maximum.
+void RankByHead(const std::vector<ScoredList>& lists, int32_t h, const RetrievalRow& row,
+                std::vector<double>& keys) {
   double maximum = -std::numeric_limits<double>::infinity();
   for (const ScoredList& list : lists) {
-    if (list.partition == partition && list.size > 0) maximum = std::max(maximum, list.score[h]);
+    if (list.size > 0) maximum = std::max(maximum, list.score[h]);
   }
   const auto exp_below = [&](double score) {
     return score == maximum ? 1.0 : std::exp(score - maximum);
   };
-  double z = 0;
+  double sums[2] = {};
   for (const ScoredList& list : lists) {
-    if (list.partition == partition && list.size > 0) z += list.size * exp_below(list.score[h]);
+    if (list.size > 0) sums[list.partition] += list.size * exp_below(list.score[h]);
   }
+  const double z = std::max(sums[0], sums[1]);
   for (size_t i = 0; i < lists.size(); ++i) {
-    if (lists[i].partition != partition || lists[i].size == 0) continue;
-    const double share = row.rank_weight[partition] * exp_below(lists[i].score[h]) / z;
+    if (lists[i].size == 0) continue;
+    const double share = row.rank_weight[lists[i].partition] * exp_below(lists[i].score[h]) / z;
     keys[i] = row.rank == GroupRank::kShareSum ? keys[i] + share : std::max(keys[i], share);
   }
 }
@@ -81,11 +82,7 @@ void ScoreListsReference(const ScoreListsParams& p) {
     for (int32_t selection = 0; selection < p.num_selections; ++selection) {
       const std::vector<ScoredList> lists = ScoreSelection(p, row, selection);
       std::vector<double> keys(lists.size());
-      for (int32_t partition = 0; partition < 2; ++partition) {
-        for (int32_t h = 0; h < heads; ++h) {
-          RankByHead(lists, partition, h, p.rows[row], keys);
-        }
-      }
+      for (int32_t h = 0; h < heads; ++h) RankByHead(lists, h, p.rows[row], keys);
       float* const out = p.keys + (int64_t{row} * p.num_selections + selection) * p.keys_stride;
       for (size_t i = 0; i < lists.size(); ++i) {
         out[i] = lists[i].size == 0 ? -1.0f : static_cast<float>(keys[i]);

@@ -139,8 +139,8 @@ struct KeysOfScores {
   float* keys;
 
   __device__ float operator()(int32_t list, int32_t partition) const {
-    const float key = KeyOf(scores + list, stride, heads, rank, shared.max[partition],
-                            shared.weight_of_exp[partition]);
+    const float key =
+        KeyOf(scores + list, stride, heads, rank, shared.max, shared.weight_of_exp[partition]);
     if (keys != nullptr) keys[list] = key;
     return key;
   }

@@ -313,6 +313,8 @@ class LongRow {
     c.head_dim = 16;
     c.segment_tokens = 8192;
     c.budget = 2048;
+    c.cluster_tokens = 16;  // this and the weight as hybrid's
+    c.sentence_weight = 0.5f;
     c.list_page_tokens = list_page_tokens;
     return c;
   }
