@@ -17,7 +17,6 @@ namespace semkv {
 namespace {
 
 constexpr size_t kBufferBytes = (size_t{2} << 30) + (size_t{128} << 20);
-constexpr int32_t kPageTokens = 16;
 constexpr int32_t kNumHeads = 32;
 constexpr int32_t kNumKvHeads = 8;
 constexpr int32_t kHeadDim = 128;
@@ -58,10 +57,11 @@ std::vector<int32_t> Shuffled(int32_t n, uint64_t seed) {
 
 }  // namespace
 
-AttentionLayers::AttentionLayers(int32_t num_tokens)
+AttentionLayers::AttentionLayers(int32_t num_tokens, int32_t page_tokens)
     : num_tokens_(num_tokens),
+      page_tokens_(page_tokens),
       layer_bytes_(num_tokens * kTokenBytes),
-      block_table_(Shuffled(num_tokens / kPageTokens, 1)) {
+      block_table_(Shuffled(num_tokens / page_tokens, 1)) {
   num_layers_ = static_cast<int32_t>(kBufferBytes / layer_bytes_);
 }
 
@@ -75,10 +75,10 @@ KvView AttentionLayers::view(int64_t i) const {
   view.k = base;
   view.v = base + kHeadDim * sizeof(uint16_t);
   view.k_token = view.v_token = 2 * kHeadDim;
-  view.k_head = view.v_head = kPageTokens * view.k_token;
+  view.k_head = view.v_head = page_tokens_ * view.k_token;
   view.k_page = view.v_page = kNumKvHeads * view.k_head;
-  view.page_tokens = kPageTokens;
-  view.num_pages = num_tokens_ / kPageTokens;
+  view.page_tokens = page_tokens_;
+  view.num_pages = num_tokens_ / page_tokens_;
   view.dtype = DType::kBFloat16;
   return view;
 }
@@ -119,9 +119,10 @@ void DecodeAttentionRun::SelectTokens(int32_t num_tokens, Selection selection,
       const std::vector<int32_t> slots = Shuffled(num_tokens, 10 + g);
       slots_.insert(slots_.end(), slots.begin(), slots.begin() + num_selected);
     } else {
-      const std::vector<int32_t> pages = Shuffled(num_tokens / kPageTokens, 10 + g);
+      const int32_t page_tokens = layers_.page_tokens();
+      const std::vector<int32_t> pages = Shuffled(num_tokens / page_tokens, 10 + g);
       for (int32_t i = 0; i < num_selected; ++i) {
-        slots_.push_back(pages[i / kPageTokens] * kPageTokens + i % kPageTokens);
+        slots_.push_back(pages[i / page_tokens] * page_tokens + i % page_tokens);
       }
     }
   }
@@ -145,8 +146,9 @@ void DecodeAttentionRun::DescribeRows() {
   for (int32_t head = 0; head < kNumKvHeads; ++head) {
     if (counts_.empty()) {
       for (int32_t t = 0; t < row_tokens_[0]; ++t) {
-        const int32_t page = layers_.block_table()[t / kPageTokens];
-        row_offsets_.push_back(RowOffset(view, page * kPageTokens + t % kPageTokens, head));
+        const int32_t page = layers_.block_table()[t / view.page_tokens];
+        const int32_t slot = page * view.page_tokens + t % view.page_tokens;
+        row_offsets_.push_back(RowOffset(view, slot, head));
       }
       continue;
     }

@@ -18,8 +18,9 @@ namespace semkv {
 // but each has its block table.
 class AttentionLayers {
  public:
-  explicit AttentionLayers(int32_t num_tokens);
+  explicit AttentionLayers(int32_t num_tokens, int32_t page_tokens = 16);
 
+  int32_t page_tokens() const { return page_tokens_; }
   int32_t num_layers() const { return num_layers_; }
   size_t layer_bytes() const { return layer_bytes_; }
   const void* layer(int64_t i) const;
@@ -32,6 +33,7 @@ class AttentionLayers {
 
  private:
   int32_t num_tokens_;
+  int32_t page_tokens_;
   int32_t num_layers_;
   size_t layer_bytes_;
   std::vector<int32_t> block_table_;

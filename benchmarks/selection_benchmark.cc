@@ -14,17 +14,24 @@
 namespace semkv {
 namespace {
 
+// Where selected tokens lie.
+enum Place { kScattered, kScatteredInPagesOf64, kAdjacent, kNumPlaces };
+
 // One context length and policy. Lists take long to build, so only a row that is measured makes
 // them.
 class SelectionCase {
  public:
   SelectionCase(int32_t num_tokens, SelectionPolicy policy)
-      : num_tokens_(num_tokens), policy_(policy), layers_(num_tokens) {}
+      : num_tokens_(num_tokens),
+        policy_(policy),
+        layers_(num_tokens),
+        layers_of_64_(num_tokens, 64) {}
 
-  SelectionRun& run(bool contiguous) {
-    std::unique_ptr<SelectionRun>& run = runs_[contiguous ? 1 : 0];
+  SelectionRun& run(Place place) {
+    std::unique_ptr<SelectionRun>& run = runs_[place];
     if (run == nullptr) {
-      run = std::make_unique<SelectionRun>(layers_, num_tokens_, policy_, contiguous);
+      const AttentionLayers& layers = place == kScatteredInPagesOf64 ? layers_of_64_ : layers_;
+      run = std::make_unique<SelectionRun>(layers, num_tokens_, policy_, place == kAdjacent);
     }
     return *run;
   }
@@ -39,8 +46,8 @@ class SelectionCase {
  private:
   const int32_t num_tokens_;
   const SelectionPolicy policy_;
-  const AttentionLayers layers_;
-  std::unique_ptr<SelectionRun> runs_[2];
+  const AttentionLayers layers_, layers_of_64_;
+  std::unique_ptr<SelectionRun> runs_[kNumPlaces];
   std::unique_ptr<DecodeAttentionRun> dense_;
 };
 
@@ -59,26 +66,30 @@ void AddRows(const std::string& name, const std::string& context, int32_t num_to
              SelectionPolicy policy, double gate, std::vector<RatioCase>& cases) {
   const auto c = std::make_shared<SelectionCase>(num_tokens, policy);
   const std::string plain = "plain read of " + context;
-  const auto select_and_attend = [c](int64_t i) { c->run(false).SelectAndAttend(i); };
+  const auto select_and_attend = [c](int64_t i) { c->run(kScattered).SelectAndAttend(i); };
   const auto read = [c](int64_t i) { c->dense().ReadPlainly(i); };
   AddRow("select+attend/" + name, plain, 1 / gate, select_and_attend, read, cases);
   AddRow(
+      "select+attend/" + name + "/pages64", plain, 1 / gate,
+      [c](int64_t i) { c->run(kScatteredInPagesOf64).SelectAndAttend(i); }, read, cases);
+  AddRow(
       "select+attend/" + name + "/adjacent", plain, 1 / gate,
-      [c](int64_t i) { c->run(true).SelectAndAttend(i); }, read, cases);
+      [c](int64_t i) { c->run(kAdjacent).SelectAndAttend(i); }, read, cases);
   // What no kernel can save: the lists, and the rows that were selected, read where they lie.
   AddRow(
       "select+attend/" + name + "/bare", plain, 0.0,
       [c](int64_t i) {
-        c->run(false).ReadLists(i);
-        c->run(false).ReadSelected(i);
+        c->run(kScattered).ReadLists(i);
+        c->run(kScattered).ReadSelected(i);
       },
       read, cases);
   AddRow(
       "select+attend/" + name + "/dense", "attend, dense", 0.0, select_and_attend,
       [c](int64_t i) { c->dense().Attend(i); }, cases);
   AddRow(
-      "select/" + name, "plain read of lists", 0.0, [c](int64_t i) { c->run(false).Select(i); },
-      [c](int64_t i) { c->run(false).ReadLists(i); }, cases);
+      "select/" + name, "plain read of lists", 0.0,
+      [c](int64_t i) { c->run(kScattered).Select(i); },
+      [c](int64_t i) { c->run(kScattered).ReadLists(i); }, cases);
 }
 
 }  // namespace

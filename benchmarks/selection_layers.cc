@@ -17,7 +17,6 @@
 namespace semkv {
 namespace {
 
-constexpr int32_t kPageTokens = 16;
 constexpr int32_t kNumHeads = 32;
 constexpr int32_t kNumKvHeads = 8;
 constexpr int32_t kGroup = kNumHeads / kNumKvHeads;
@@ -161,7 +160,7 @@ void SelectionRun::DescribeSelection() {
   score_.rows = select_.rows = &row_;
   score_.view_begin = select_.view_begin = index_->view_begin().data();
   select_.heads_per_selection = kGroup;
-  select_.page_tokens = kPageTokens;
+  select_.page_tokens = layers_.page_tokens();
   select_.slots = slots_.data();
   select_.positions = positions_.data();
   select_.counts = counts_.data();

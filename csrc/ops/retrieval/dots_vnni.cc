@@ -18,8 +18,10 @@ void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out) {
 
 void SplitQueryForVnniInt4(const int16_t* query, int32_t head_dim, int8_t* out) {
   for (int32_t c = 0; c < head_dim; c += kVnniChannels) {
-    for (int i = 0; i < 4 * kVnniChannels; ++i) {
-      out[4 * c + i] = static_cast<int8_t>(query[c + i % kVnniChannels]);
+    int8_t channels[kVnniChannels];
+    for (int i = 0; i < kVnniChannels; ++i) channels[i] = static_cast<int8_t>(query[c + i]);
+    for (int copy = 0; copy < 4; ++copy) {
+      std::copy_n(channels, kVnniChannels, out + 4 * c + copy * kVnniChannels);
     }
   }
 }
@@ -154,56 +156,75 @@ SEMKV_VNNI_INLINE void DotBlock(const int8_t* const (&lists)[kVnniLists], const 
 // there is room for more, or 8 into the first.
 constexpr int64_t kBytesAheadL2 = 8192, kBytesAheadL1 = 4096;
 
-// Asks for what is read some blocks later, the lists' end and the beginning of `next` alike.
+// Asks for what is read some blocks later, the lists' end and the beginning of `next` alike, and
+// for what scoring reads besides, at the pace of the dots: all at once it would hold them up.
 class LinesAhead {
  public:
-  LinesAhead(const int8_t* lists, int64_t bytes, const int8_t* next)
-      : lists_(lists),
-        bytes_(bytes),
-        next_(next != nullptr ? next : lists + bytes),
+  LinesAhead(const ListsView& view, int64_t row_bytes, const void* next)
+      : lists_(static_cast<const char*>(view.centroids)),
+        bytes_(view.nlist * row_bytes),
+        next_(next != nullptr ? static_cast<const char*>(next) : lists_ + bytes_),
+        scales_(view.scales),
+        variances_(view.variances != nullptr ? view.variances : view.scales),
+        offsets_(view.offsets),
         into_l2_(PrefetchesIntoL2()),
         distance_(into_l2_ ? kBytesAheadL2 : kBytesAheadL1) {}
 
   // When `bytes` of the lists are worked on, from `at` on.
-  SEMKV_VNNI_INLINE void Ask(int64_t at, int64_t bytes) const {
+  SEMKV_VNNI_INLINE void AskForLists(int64_t at, int64_t bytes) const {
     at += distance_;
-    const char* const from =
-        reinterpret_cast<const char*>(at < bytes_ ? lists_ + at : next_ + (at - bytes_));
-    for (int64_t line = 0; line < bytes; line += 64) {
-      if (into_l2_) {
-        _mm_prefetch(from + line, _MM_HINT_T1);
-      } else {
-        _mm_prefetch(from + line, _MM_HINT_T0);
-      }
-    }
+    const char* const from = at < bytes_ ? lists_ + at : next_ + (at - bytes_);
+    for (int64_t line = 0; line < bytes; line += 64) Ask(from + line);
+  }
+
+  // When list i is worked on. Its scores are formed when all dots are.
+  SEMKV_VNNI_INLINE void AskForScoring(int32_t i) const {
+    if (i % kFloatsOfLine != 0) return;
+    Ask(scales_ + i);
+    Ask(variances_ + i);
+    Ask(offsets_ + i);
   }
 
  private:
-  const int8_t* lists_;
+  static constexpr int32_t kFloatsOfLine = 16;
+
+  SEMKV_VNNI_INLINE void Ask(const void* line) const {
+    if (into_l2_) {
+      _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
+    } else {
+      _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+    }
+  }
+
+  const char* lists_;
   int64_t bytes_;
-  const int8_t* next_;
+  const char* next_;
+  const float* scales_;
+  const float* variances_;
+  const uint16_t* offsets_;
   bool into_l2_;
   int64_t distance_;
 };
 
 // Query: int16_t for int8 lists, int8_t for int4. kHeadDim: 0, or head_dim known to the compiler.
 template <typename Query, int kHeadDim>
-SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
-                         const Query* queries, int32_t head_dim, float* dots, int64_t stride) {
+SEMKV_VNNI void DotLists(const ListsView& view, const void* next, const Query* queries,
+                         int32_t head_dim, float* dots, int64_t stride) {
   if constexpr (kHeadDim != 0) head_dim = kHeadDim;
   const int32_t row = sizeof(Query) == 1 ? head_dim / 2 : head_dim;  // bytes
-  const LinesAhead ahead(lists, int64_t{nlist} * row, next);
+  const LinesAhead ahead(view, row, next);
   const __m512i surplus = SurplusOfHeads(queries, head_dim);
   const int8_t* block[kVnniLists];
-  for (int32_t i = 0; i < nlist; i += kVnniLists) {
-    const int8_t* const first = lists + int64_t{i} * row;
-    const int last = std::min(kVnniLists, nlist - i) - 1;
+  for (int32_t i = 0; i < view.nlist; i += kVnniLists) {
+    const int8_t* const first = static_cast<const int8_t*>(view.centroids) + int64_t{i} * row;
+    const int last = std::min(kVnniLists, view.nlist - i) - 1;
     if (last == kVnniLists - 1) {
       for (int l = 0; l < kVnniLists; ++l) block[l] = first + l * row;
     } else {  // the last list stands for those that are not there
       for (int l = 0; l < kVnniLists; ++l) block[l] = first + std::min(l, last) * row;
     }
-    ahead.Ask(int64_t{i} * row, kVnniLists * row);
+    ahead.AskForLists(int64_t{i} * row, kVnniLists * row);
+    ahead.AskForScoring(i);
     // Hides that the queries stay the same: GCC 12 would load them all before the loop, and spill.
     asm("" : "+r"(queries));
     DotBlock(block, queries, head_dim, surplus, dots + i, stride);
@@ -211,27 +232,25 @@ SEMKV_VNNI void DotLists(const int8_t* lists, int32_t nlist, const int8_t* next,
 }
 
 template <typename Query>
-void DotListsOf(const void* lists, int32_t nlist, const void* next, const Query* queries,
-                int32_t head_dim, float* dots, int64_t stride) {
-  const int8_t* const from = static_cast<const int8_t*>(lists);
-  const int8_t* const then = static_cast<const int8_t*>(next);
+void DotListsOf(const ListsView& view, const void* next, const Query* queries, int32_t head_dim,
+                float* dots, int64_t stride) {
   if (head_dim == 128) {
-    DotLists<Query, 128>(from, nlist, then, queries, head_dim, dots, stride);
+    DotLists<Query, 128>(view, next, queries, head_dim, dots, stride);
   } else {
-    DotLists<Query, 0>(from, nlist, then, queries, head_dim, dots, stride);
+    DotLists<Query, 0>(view, next, queries, head_dim, dots, stride);
   }
 }
 
 }  // namespace
 
-void DotsVnni(const void* lists, int32_t nlist, const void* next, const int16_t* queries,
-              int32_t head_dim, float* dots, int64_t stride) {
-  DotListsOf(lists, nlist, next, queries, head_dim, dots, stride);
+void DotsVnni(const ListsView& view, const void* next, const int16_t* queries, int32_t head_dim,
+              float* dots, int64_t stride) {
+  DotListsOf(view, next, queries, head_dim, dots, stride);
 }
 
-void DotsVnniInt4(const void* lists, int32_t nlist, const void* next, const int8_t* queries,
-                  int32_t head_dim, float* dots, int64_t stride) {
-  DotListsOf(lists, nlist, next, queries, head_dim, dots, stride);
+void DotsVnniInt4(const ListsView& view, const void* next, const int8_t* queries, int32_t head_dim,
+                  float* dots, int64_t stride) {
+  DotListsOf(view, next, queries, head_dim, dots, stride);
 }
 
 }  // namespace semkv
@@ -240,8 +259,8 @@ void DotsVnniInt4(const void* lists, int32_t nlist, const void* next, const int8
 
 namespace semkv {
 
-void DotsVnni(const void*, int32_t, const void*, const int16_t*, int32_t, float*, int64_t) {}
-void DotsVnniInt4(const void*, int32_t, const void*, const int8_t*, int32_t, float*, int64_t) {}
+void DotsVnni(const ListsView&, const void*, const int16_t*, int32_t, float*, int64_t) {}
+void DotsVnniInt4(const ListsView&, const void*, const int8_t*, int32_t, float*, int64_t) {}
 
 }  // namespace semkv
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "csrc/ops/retrieval/inverted_lists.h"
+
 namespace semkv {
 
 constexpr int kVnniHeads = 4;      // of one call
@@ -18,20 +20,20 @@ constexpr int kVnniLists = 4;      // dots are written in such blocks
 constexpr int64_t VnniQueryElements(int32_t head_dim) { return int64_t{4} * head_dim; }
 void SplitQueryForVnni(const int16_t* query, int32_t head_dim, int16_t* out);
 
-// dots[h * stride + i] = sum over channels of query[h, c] * lists[i, c], for kVnniHeads heads.
-// lists: [nlist, head_dim] codes; queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte
-// aligned. dots may be written up to kVnniLists - 1 past nlist. `next`: what will be read after the
-// lists, whose beginning is brought nearer while the last of them are multiplied; null: what
-// follows them.
+// dots[h * stride + i] = sum over channels of query[h, c] * centroid[i, c], for kVnniHeads heads
+// and a view of kInt8 lists. queries: [kVnniHeads, VnniQueryElements(head_dim)], 64-byte aligned.
+// dots may be written up to kVnniLists - 1 past nlist. What else scoring reads of the lists is
+// brought nearer meanwhile, and with the last of them the beginning of `next`, which will be read
+// after them; null: what follows them.
 //
 // REQUIRES: HasVnni().
-void DotsVnni(const void* lists, int32_t nlist, const void* next, const int16_t* queries,
-              int32_t head_dim, float* dots, int64_t stride);
+void DotsVnni(const ListsView& view, const void* next, const int16_t* queries, int32_t head_dim,
+              float* dots, int64_t stride);
 
 // The same of CentroidForm::kInt4 lists and queries of 8 bits: every 16 channels four times.
 void SplitQueryForVnniInt4(const int16_t* query, int32_t head_dim, int8_t* out);
-void DotsVnniInt4(const void* lists, int32_t nlist, const void* next, const int8_t* queries,
-                  int32_t head_dim, float* dots, int64_t stride);
+void DotsVnniInt4(const ListsView& view, const void* next, const int8_t* queries, int32_t head_dim,
+                  float* dots, int64_t stride);
 
 }  // namespace semkv
 

@@ -265,8 +265,8 @@ template <int kHeads>
 HWY_INLINE void DotViewInt8(const ListsView& view, const void* next, const QueryScratch& query,
                             int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   if (kHeads == kVnniHeads && UsesVnni(head_dim)) {
-    DotsVnni(view.centroids, view.nlist, next,
-             query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots, stride);
+    DotsVnni(view, next, query.query_vnni + head * VnniQueryElements(head_dim), head_dim, dots,
+             stride);
     return;
   }
   const hn::ScalableTag<int16_t> d16;
@@ -286,9 +286,8 @@ HWY_INLINE void DotViewInt4(const ListsView& view, const void* next, const Query
                             int32_t head, int32_t head_dim, float* dots, int64_t stride) {
   const int32_t channels = Int4Channels(head_dim);
   if (kHeads == kVnniHeads && UsesVnni(channels)) {
-    DotsVnniInt4(view.centroids, view.nlist, next,
-                 query.query_vnni_int4 + head * VnniQueryElements(channels), channels, dots,
-                 stride);
+    DotsVnniInt4(view, next, query.query_vnni_int4 + head * VnniQueryElements(channels), channels,
+                 dots, stride);
     return;
   }
   const hn::CappedTag<int16_t, kInt4Block / 2> d16;
