@@ -137,6 +137,12 @@ absl::Status CudaDevice::Open() {
         absl::StrCat("options.device ", ordinal_, " has compute capability ", major, ".", minor,
                      ", this build's kernels are for ", SEMKV_CUDA_ARCHITECTURES));
   }
+  constexpr int32_t kLeastSharedBytes = 163 * 1024;  // sm_80's; 8.6 and 8.9 have 99
+  if (max_shared_bytes_ < kLeastSharedBytes) {
+    return absl::UnimplementedError(
+        absl::StrCat("options.device ", ordinal_, " has ", max_shared_bytes_,
+                     " bytes of shared memory for a CTA, the kernels need ", kLeastSharedBytes));
+  }
   return absl::OkStatus();
 }
 

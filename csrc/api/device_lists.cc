@@ -116,7 +116,7 @@ absl::Status DeviceListBuilder::CountClusters() {
   num_lone_ = static_cast<int32_t>(c.options->lone_share * static_cast<float>(clusters));
   num_lists_ = clusters - num_lone_;
   if (const char* reason = KMeansCudaUnsupported(cells_at_once_, source_.head_dim, c.num_tokens,
-                                                 num_lists_, num_lone_, c.options->iterations);
+                                                 num_lists_, c.options->iterations, num_lone_);
       reason != nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("k-means of ", c.num_tokens, " tokens, ",
                                                    clusters, " clusters, on a device: ", reason));

@@ -18,12 +18,14 @@ inline bool HasDevice() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-// A copy of host memory on the device.
+// A copy of host memory on the device, complete when it is made: cudaMemcpy may return before
+// pageable memory has arrived, and non-blocking streams do not wait for it.
 class DeviceCopy {
  public:
   DeviceCopy(const void* host, size_t bytes) : bytes_(bytes) {
     EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
     EXPECT_EQ(cudaMemcpy(data_, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
   }
   template <typename T>
   explicit DeviceCopy(const std::vector<T>& host)

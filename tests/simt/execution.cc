@@ -110,6 +110,11 @@ LaunchReport Execution::Run() {
     report_.errors.push_back(std::to_string(shared_bytes) + " bytes of shared memory, static and " +
                              "dynamic, of " + std::to_string(kMaxSharedBytes));
   }
+  if (shape_.dynamic_shared_bytes <= kDynamicWithoutAsking && shared_bytes > kSharedWithoutAsking) {
+    report_.errors.push_back(std::to_string(shared_bytes) + " bytes of shared memory, static and " +
+                             "dynamic, of " + std::to_string(kSharedWithoutAsking) +
+                             " that need not be asked for");
+  }
   return std::move(report_);
 }
 

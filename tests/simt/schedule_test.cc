@@ -62,6 +62,24 @@ TEST(SimtTest, ShapesThatNoGpuTakesAreRefused) {
   EXPECT_NE(Launch(shape, {}, [] {}).Errors().find("shared"), std::string::npos);
 }
 
+struct MuchStatic {
+  uint8_t x[24 * 1024];
+};
+
+__global__ void TouchStatic() { SharedMemory<MuchStatic>().x[threadIdx.x] = 1; }
+
+// A launch asks for no room below kDynamicWithoutAsking, so static and dynamic memory must fit what
+// every kernel has.
+TEST(SimtTest, SharedMemoryThatNoLaunchAsksForIsAnError) {
+  LaunchShape shape = Ctas(1, 32);
+  shape.dynamic_shared_bytes = 24 * 1024;
+  EXPECT_EQ(Launch(shape, {}, [] { TouchStatic(); }).Errors(), "");
+  shape.dynamic_shared_bytes += 16;
+  EXPECT_NE(Launch(shape, {}, [] { TouchStatic(); }).Errors().find("asked for"), std::string::npos);
+  shape.dynamic_shared_bytes = kDynamicWithoutAsking + 16;
+  EXPECT_EQ(Launch(shape, {}, [] { TouchStatic(); }).Errors(), "");
+}
+
 // The first thread to run wins: another seed, another winner.
 __global__ void FirstWins(int* winner) {
   if (atomicCAS(winner, -1, static_cast<int>(threadIdx.x)) == -1) return;

@@ -12,9 +12,9 @@ namespace semkv {
 // after the last has.
 __device__ inline bool IsLastCta(uint32_t* counter, uint32_t num_ctas, int32_t thread,
                                  bool& is_last) {
-  __threadfence();
   __syncthreads();
   if (thread == 0) {
+    __threadfence();  // behind the barrier: what all threads wrote comes before the count
     is_last = atomicAdd(counter, 1u) == num_ctas - 1;
     if (is_last) *counter = 0;
   }

@@ -52,18 +52,32 @@ inline bool WantsDependentLaunch() {
   return wants;
 }
 
+// Allows the kernel all the dynamic shared memory that the current device has for it: the same
+// bytes whatever the launch, so that threads which launch with more and with less do not disturb
+// each other.
+template <typename Params>
+cudaError_t AllowShared(void (*kernel)(Params)) {
+  cudaFuncAttributes attributes;
+  int device = 0, of_cta = 0;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&of_cta, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  constexpr int kAlignment = 128;  // of dynamic memory, behind the static
+  const int of_static = static_cast<int>(attributes.sharedSizeBytes + kAlignment - 1);
+  const int allowed = of_cta - of_static / kAlignment * kAlignment;
+  if (error != cudaSuccess || attributes.maxDynamicSharedSizeBytes >= allowed) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+}
+
 // Enqueues kernel(params) on `stream` and returns without waiting; an empty grid is a success.
 template <typename Params>
 cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const Params& params,
                          cudaStream_t stream) {
   if (IsEmpty(shape)) return cudaSuccess;
-  constexpr uint32_t kSharedWithoutAsking = 48 * 1024;
-  if (shape.dynamic_shared_bytes > kSharedWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shape.dynamic_shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  cudaError_t error = cudaSuccess;
+  if (shape.dynamic_shared_bytes > kDynamicWithoutAsking) error = AllowShared(kernel);
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -75,7 +89,7 @@ cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const
   config.attrs = &overlap;
   config.numAttrs =
       shape.overlaps_previous && WantsDependentLaunch() && HasDependentLaunch() ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, params);
   if (error != cudaSuccess) (void)cudaGetLastError();  // reported here, and not once more elsewhere
   return error;
 }

@@ -18,6 +18,11 @@ struct LaunchShape {
   bool overlaps_previous = false;
 };
 
+// Above this much static and dynamic shared memory together a launch has to ask for it. It does so
+// by the dynamic alone, which it knows: static memory is at most the difference.
+constexpr uint32_t kSharedWithoutAsking = 48 * 1024;
+constexpr uint32_t kDynamicWithoutAsking = 28 * 1024;
+
 constexpr bool IsEmpty(const LaunchShape& shape) {
   return shape.grid_x == 0 || shape.grid_y == 0 || shape.grid_z == 0;
 }

@@ -44,17 +44,18 @@ __device__ inline void StoreGlobal(void* p, const Vec16& x) { Store(p, x); }
 
 #else
 
-// p: global, 16-byte aligned, not written during the kernel. Read-only path, no allocation in L1:
-// the bytes are read once.
+// p: global, 16-byte aligned, not written while the kernel runs, but perhaps by the one before,
+// which may still run when this one starts: hence not by the read-only path (ld.global.nc), which
+// WaitForPreviousKernel does not order. No allocation in L1: the bytes are read once.
 __device__ __forceinline__ Vec16 LoadStreaming(const void* p) {
   Vec16 x;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3])
                : "l"(p));
   return x;
 }
 
-// The same, but stores that follow it stay behind it: ptxas may move LoadStreaming there.
+// The same, but stores that follow it stay behind it: LoadStreaming may be moved there.
 __device__ __forceinline__ Vec16 LoadAhead(const void* p) {
   Vec16 x;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -17,6 +17,7 @@ namespace semkv {
 
 constexpr int32_t kScoreMaxHeads = 64;  // query heads per selection
 constexpr int32_t kScoreMaxHeadDim = 256;
+constexpr int64_t kScoreMaxTasks = 65535;         // (row, selection) pairs of a launch
 constexpr int32_t kScoreTileLists = 256;          // at most
 constexpr int32_t kScoreTileBytes = 48 * 1024;    // of shared memory
 constexpr int32_t kScoreTileAlignment = 32;       // lists; tiles of a view begin at multiples of it

@@ -448,6 +448,7 @@ __device__ inline void DotTile(int32_t heads, int32_t head_dim, int32_t thread,
 inline bool ScoreListsCudaServes(const ScoreListsParams& p, const ScoreListsPlan& plan) {
   return p.num_rows == plan.num_rows && p.num_heads == plan.num_heads &&
          p.num_selections == plan.num_selections && p.head_dim == plan.head_dim &&
+         int64_t{p.num_rows} * p.num_selections <= kScoreMaxTasks &&  // blockIdx.y
          p.num_selections > 0 && p.num_heads % p.num_selections == 0 &&
          p.num_heads / p.num_selections <= kScoreMaxHeads && p.head_dim > 0 &&
          p.head_dim % 16 == 0 && p.head_dim <= kScoreMaxHeadDim && p.q_dtype != DType::kFloat8E4M3;

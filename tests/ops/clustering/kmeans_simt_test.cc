@@ -343,14 +343,14 @@ TEST(KMeansSimtTest, ManyListsAndManyPoints) {
   many_lists.params.max_lists = 8192;
   many_lists.draws.resize(8192);
   ExpectSimtIsAsGoodAsReference(many_lists);
-  EXPECT_EQ(KMeansSimt(many_lists, 1).plan().sort_warps, 5);
+  EXPECT_EQ(KMeansSimt(many_lists, 1).plan().sort_warps, 4);
   // As do those of few lists and many lone points.
   c.sizes = {{700, 20, 650}};
   KMeansInput many_lone(c, rng);
   many_lone.params.max_lone = 8192 - 20;
   ExpectSimtIsAsGoodAsReference(many_lone);
   EXPECT_EQ(KMeansSimt(many_lone, 1).plan().sort_warps, 22);
-  EXPECT_EQ(KMeansSimt(many_lone, 1).plan().lone_sort_warps, 5);
+  EXPECT_EQ(KMeansSimt(many_lone, 1).plan().lone_sort_warps, 4);
   // Above 65,535 points offsets and members are 32-bit numbers.
   c.sizes = {{300, 9, 20}, {130, 7, 0}};
   c.more_points = 65536;

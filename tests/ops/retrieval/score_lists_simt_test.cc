@@ -307,6 +307,13 @@ TEST(ScoreListsSimtTest, OtherGeometryThanThePlansIsRefused) {
   p.num_heads = 130;
   EXPECT_FALSE(
       cuda::ScoreListsCudaServes(p, PlanScoreLists(1, 130, 2, 64, CentroidForm::kInt8, 10, 1)));
+  p.num_heads = 8;
+  p.num_rows = 32767;
+  EXPECT_TRUE(
+      cuda::ScoreListsCudaServes(p, PlanScoreLists(32767, 8, 2, 64, CentroidForm::kInt8, 10, 1)));
+  p.num_rows = 32768;
+  EXPECT_FALSE(
+      cuda::ScoreListsCudaServes(p, PlanScoreLists(32768, 8, 2, 64, CentroidForm::kInt8, 10, 1)));
 }
 
 // The largest shape that is served has to fit a CTA of sm_90.
