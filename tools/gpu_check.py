@@ -8,6 +8,7 @@ Standard library only.
 import argparse
 import concurrent.futures
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -25,12 +26,12 @@ TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS, PEER_SECONDS = 60, 40, 180, 90
 IN_TURN = "attend"
 
 
-def run(command, seconds):
+def run(command, seconds, environment=None):
     """(what it came to, seconds, output): "passed", "failed" or "timed out"."""
     start = time.monotonic()
     try:
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
-                              timeout=seconds)
+                              timeout=seconds, env=environment)
         verdict = "passed" if done.returncode == 0 else "failed"
         output = done.stdout + done.stderr
     except subprocess.TimeoutExpired as expired:
@@ -39,12 +40,15 @@ def run(command, seconds):
 
 
 def unpack_programs(folder):
-    """Beside their archive; their libraries in the search path of what runs after this."""
+    """Beside their archive; their libraries in the search path of what runs after this. Returns the
+    environment before, for programs of the machine's own, which may need newer libraries."""
+    environment = dict(os.environ)
     libraries = folder / "lib"
     if not libraries.is_dir():
         with tarfile.open(folder / "programs.tar.xz") as packed:
             packed.extractall(folder)
     os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    return environment
 
 
 def gpu_name():
@@ -90,7 +94,7 @@ def run_sanitizers(folder, results):
                                           "seconds": seconds})
 
 
-def run_benchmark(folder, results):
+def run_benchmark(folder, results, environment):
     path = folder / "bench.json"
     verdict, seconds, output = run([folder / "semkv_bench", "--gpu", "--json", path], BENCH_SECONDS)
     print(output, f"semkv_bench --gpu: {verdict}, {seconds:.0f} s", flush=True)
@@ -98,7 +102,8 @@ def run_benchmark(folder, results):
     results["benchmark_verdict"] = verdict
     run_in_turn(folder, results)
     times = folder / "peers.json"
-    verdict, _, output = run([sys.executable, folder / "gpu_peers.py", times], PEER_SECONDS)
+    verdict, _, output = run([sys.executable, folder / "gpu_peers.py", times], PEER_SECONDS,
+                             environment)
     print(output, flush=True)
     results["peers"] = output.splitlines()
     if verdict != "passed":
@@ -169,14 +174,15 @@ def main():
         print("gpu_check: nvidia-smi finds no GPU here", file=sys.stderr)
         return 2
     folder = arguments.folder.resolve()
-    unpack_programs(folder)
+    environment = unpack_programs(folder)
     date, commit = datetime.date.today().isoformat(), (folder / "COMMIT").read_text().strip()
     results = {"gpu": gpu, "date": date, "commit": commit,
                "heading": f"`make gpu-check` wrote this on {date}: {gpu}, commit {commit}.",
                "tests": [], "sanitizers": [], "benchmark": {}, "peers": [], "peer_times": []}
     print(gpu, commit)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    for stage in (run_tests, run_benchmark, run_sanitizers):
+    for stage in (run_tests, functools.partial(run_benchmark, environment=environment),
+                  run_sanitizers):
         stage(folder, results)
         # After each: a lent machine may be taken back before the last.
         (arguments.results / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
